@@ -1,0 +1,15 @@
+"""Frozen settings, their bounds and help texts, and how files and flags are merged into them."""
+
+from mtad.config.fields import Setting, replace_settings, setting_fields
+from mtad.config.files import read_config_file
+from mtad.config.options import METHOD_NAMES, GenerationOptions, ModelOptions
+
+__all__ = [
+    "METHOD_NAMES",
+    "GenerationOptions",
+    "ModelOptions",
+    "Setting",
+    "read_config_file",
+    "replace_settings",
+    "setting_fields",
+]

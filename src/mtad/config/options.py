@@ -1,0 +1,72 @@
+"""The settings of models and of decoding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mtad.config.fields import check_settings, setting
+from mtad.errors import ConfigError
+
+METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "mtjd")
+MAX_TREE_NODES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which models to load and where they run."""
+
+    target: str = setting(str, "smollm2", "target: default pair 'smollm2', a local folder or a hub id")
+    draft: str | None = setting(str, None, "draft: a local folder or a hub id (default: the pair's own)")
+    adapter: str | None = setting(str, None, "PEFT adapter to merge into the target: a folder or a hub id")
+    device: str = setting(str, "auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = setting(
+        str, "auto", "weights and cache", choices=("auto", "bfloat16", "float16", "float32", "float64")
+    )
+    device_map: str | None = setting(str, None, "spread the target over devices as accelerate does, e.g. auto")
+    revision: str | None = setting(str, None, "hub revision of the target")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How to decode. None means: from the model's generation config, or the default the help text names."""
+
+    method: str = setting(str, "mmtad", "decoding method", choices=METHOD_NAMES)
+    drafter: str | None = setting(str, None, "drafter instead of the method's own: none, chain, beam, beam_tree")
+    verifier: str | None = setting(
+        str, None, "acceptance rule instead of the method's own: target_only, token_rejection, joint"
+    )
+    gamma: int = setting(int, 4, "tokens drafted per iteration", minimum=1, maximum=MAX_TREE_NODES)
+    beam_width: int = setting(int, 4, "beams of the draft", minimum=1, maximum=MAX_TREE_NODES)
+    threshold: float = setting(
+        float, 0.5, "tau: a draft is kept while P(draft) > tau * Q(draft); lower keeps more", above=0, maximum=1
+    )
+    draw: Literal["top", "gumbel", "sample"] = setting(
+        str, "top", "how beams are drawn", choices=("top", "gumbel", "sample")
+    )
+    temperature: float | None = setting(float, None, "0 is greedy (model's own, else 1.0)", minimum=0)
+    top_k: int | None = setting(int, None, "most likely tokens kept, 0 keeps all (model's own, else 10)", minimum=0)
+    top_p: float | None = setting(float, None, "nucleus mass kept (model's own, else 0.9)", above=0, maximum=1)
+    max_new_tokens: int = setting(int, 256, "longest answer in tokens", minimum=1)
+    stop: tuple[str, ...] = setting(tuple, (), "end the answer at this text; may be given several times")
+    ignore_eos: bool = setting(bool, False, "go on after the end-of-text token")
+    seed: int = setting(int, 0, "seed of all random draws", minimum=0, maximum=2**62)
+    search_budget: int = setting(int, 4096, "mtjd at temperature 0: prefixes expanded per block", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if any(not text for text in self.stop):
+            raise ConfigError("stop must not hold empty text; leave the setting out instead")
+        if self.uses_beams and self.gamma * self.beam_width > MAX_TREE_NODES:
+            raise ConfigError(
+                f"gamma * beam_width must be <= {MAX_TREE_NODES} tree nodes, "
+                f"got {self.gamma} * {self.beam_width} = {self.gamma * self.beam_width}; lower one of them"
+            )
+
+    @property
+    def uses_beams(self) -> bool:
+        """Whether the method drafts with beams, which fill gamma * beam_width tree nodes."""
+        if self.drafter is not None:
+            return self.drafter.startswith("beam")
+        return self.method in ("mmtad", "mtad", "mtjd")

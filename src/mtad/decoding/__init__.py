@@ -1,0 +1,17 @@
+"""Prefill, draft, score, verify, keep, stop."""
+
+from mtad.decoding.answers import AnswerLimits, RunFacts
+from mtad.decoding.decoder import Decoder
+from mtad.decoding.generation import Request, generate_pieces
+from mtad.decoding.methods import build_decoder, needs_draft_model, resolve_pair
+
+__all__ = [
+    "AnswerLimits",
+    "Decoder",
+    "Request",
+    "RunFacts",
+    "build_decoder",
+    "generate_pieces",
+    "needs_draft_model",
+    "resolve_pair",
+]

@@ -1,0 +1,149 @@
+"""Host-side bookkeeping of one answer: cutting, text, provenance and statistics."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtad.decoding.outcome import PhaseTimes, RowOutcome
+from mtad.decoding.text import Decode, TextStream
+from mtad.structures.results import DecodingStats, FinishReason, GenerationResult, Piece, Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLimits:
+    """What ends an answer: `max_new_tokens`, any of `eos_token_ids`, any text in `stop`."""
+
+    max_new_tokens: int
+    eos_token_ids: frozenset[int]
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What all answers of a batch share in their results."""
+
+    method: str
+    config: dict[str, Any] = field(default_factory=dict)
+    gamma: int = 0
+
+
+class AnswerBuilder:
+    """Collects the outcomes of one row and cuts the answer where it ends.
+
+    Args:
+        row: Index of the prompt in the call.
+        num_prompt_tokens: Length of the prompt.
+        limits: What ends the answer.
+        decode: Turns token ids into text.
+    """
+
+    def __init__(self, row: int, num_prompt_tokens: int, limits: AnswerLimits, decode: Decode) -> None:
+        self.row = row
+        self.finish_reason: FinishReason | None = None
+        self._num_prompt_tokens = num_prompt_tokens
+        self._limits = limits
+        self._stream = TextStream(decode, limits.stop)
+        self._token_ids: list[int] = []
+        self._provenance: list[Provenance] = []
+        self._log_probs: list[float] = []
+        self._ratios: list[float] = []
+        self._accepted: list[int] = []
+        self._target_calls = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the answer has ended."""
+        return self.finish_reason is not None
+
+    def take(self, outcome: RowOutcome) -> Piece:
+        """Add one iteration's tokens, up to where the answer ends."""
+        start = len(self._token_ids)
+        segments: list[tuple[str, Provenance]] = []
+        for index, (token, log_prob) in enumerate(zip(outcome.tokens, outcome.log_probs, strict=True)):
+            origin: Provenance = "drafted" if index < outcome.num_drafted else "target"
+            self._add_token(token, origin, log_prob, segments)
+            if self.is_finished:
+                break
+        num_new = len(self._token_ids) - start
+        self._target_calls += outcome.target_calls
+        self._accepted.append(min(outcome.num_drafted, num_new))
+        self._ratios.append(outcome.joint_log_ratio)
+        return self._piece(start, segments)
+
+    def cancel(self) -> Piece:
+        """End the answer where it stands."""
+        self.finish_reason = "cancelled"
+        segments: list[tuple[str, Provenance]] = []
+        self._flush(segments)
+        return self._piece(len(self._token_ids), segments)
+
+    def result(self, facts: RunFacts, *, prefill_s: float, decode_s: float, times: PhaseTimes) -> GenerationResult:
+        """The finished answer."""
+        count = len(self._token_ids)
+        steps = len(self._accepted)
+        by_depth = [sum(kept > depth for kept in self._accepted) / max(steps, 1) for depth in range(facts.gamma)]
+        stats = DecodingStats(
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_tokens=count,
+            target_calls=self._target_calls,
+            tokens_per_call=count / max(self._target_calls, 1),
+            acceptance_by_depth=tuple(by_depth),
+            perplexity=math.exp(-sum(self._log_probs) / count) if count else math.nan,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+            draft_s=times.draft_s,
+            verify_s=times.verify_s,
+            tokens_per_s=count / decode_s if decode_s > 0 else math.nan,
+        )
+        return GenerationResult(
+            text=self._stream.text,
+            token_ids=tuple(self._token_ids),
+            provenance=tuple(self._provenance),
+            log_probs=tuple(self._log_probs),
+            joint_log_ratios=tuple(self._ratios),
+            accepted_lengths=tuple(self._accepted),
+            finish_reason=self.finish_reason or "cancelled",
+            method=facts.method,
+            config=facts.config,
+            stats=stats,
+        )
+
+    def _add_token(
+        self, token: int, origin: Provenance, log_prob: float, segments: list[tuple[str, Provenance]]
+    ) -> None:
+        self._token_ids.append(token)
+        self._provenance.append(origin)
+        self._log_probs.append(log_prob)
+        is_eos = token in self._limits.eos_token_ids
+        text = "" if is_eos else self._stream.push(token)
+        _append_segment(segments, text, origin)
+        if is_eos or self._stream.is_stopped:
+            self.finish_reason = "stop"
+        elif len(self._token_ids) >= self._limits.max_new_tokens:
+            self.finish_reason = "length"
+        if self.is_finished:
+            self._flush(segments)
+
+    def _flush(self, segments: list[tuple[str, Provenance]]) -> None:
+        _append_segment(segments, self._stream.finish(), self._provenance[-1] if self._provenance else "target")
+
+    def _piece(self, start: int, segments: Sequence[tuple[str, Provenance]]) -> Piece:
+        return Piece(
+            row=self.row,
+            text="".join(text for text, _ in segments),
+            token_ids=tuple(self._token_ids[start:]),
+            provenance=tuple(self._provenance[start:]),
+            log_probs=tuple(self._log_probs[start:]),
+            segments=tuple(segments),
+            finish_reason=self.finish_reason,
+        )
+
+
+def _append_segment(segments: list[tuple[str, Provenance]], text: str, origin: Provenance) -> None:
+    if not text:
+        return
+    if segments and segments[-1][1] == origin:
+        segments[-1] = (segments[-1][0] + text, origin)
+    else:
+        segments.append((text, origin))

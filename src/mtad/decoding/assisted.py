@@ -1,0 +1,87 @@
+"""The loop: draft, score the tree, judge it, keep the path."""
+
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from mtad.decoding.decoder import Decoder
+from mtad.decoding.outcome import RowOutcome, unwarped_log_probs
+from mtad.drafting import Drafter
+from mtad.models.runner import ModelRunner
+from mtad.sampling import warp_logits
+from mtad.structures.acceptance import Acceptance
+from mtad.structures.tree import TokenTree
+from mtad.verification import Verifier
+
+
+class AssistedDecoder(Decoder):
+    """Decodes with any drafter and any rule; without a draft it is single-token decoding.
+
+    Args:
+        target: The large model.
+        drafter: Proposes trees.
+        verifier: Judges them.
+    """
+
+    def __init__(self, target: ModelRunner, drafter: Drafter, verifier: Verifier) -> None:
+        super().__init__(target, extra_slots=drafter.num_nodes, one_hot_at_zero=verifier.is_lossless)
+        self.drafter = drafter
+        self.verifier = verifier
+        self.gamma = drafter.gamma
+        if drafter.runner is not None:
+            self._runners.append((drafter.runner, drafter.num_slots))
+
+    @torch.inference_mode()
+    def step(self, active: list[bool]) -> list[RowOutcome | None]:
+        """See `Decoder.step`."""
+        packed = self._iterate(torch.tensor(active, device=self.target.device))
+        return self._read(packed.tolist(), active)
+
+    def _iterate(self, active: Tensor) -> Tensor:
+        """One iteration on the device; returns what the host reads, `[batch, 2 * gamma + 5]` float64."""
+        rows = self.rows.at(self.target.lengths.clone())
+        started = perf_counter()
+        tree = self.drafter.draft(self.previous, self.pending, rows)
+        drafted = perf_counter()
+        logits = self.target.score_tree(self.pending, tree)
+        scored = perf_counter()
+        acceptance = self.verifier.accept(tree, warp_logits(logits, rows), rows)
+        self.target.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
+        self.drafter.keep_path(acceptance, active)
+        self.times.draft_s += drafted - started
+        self.times.verify_s += scored - drafted
+        return self._advance(tree, acceptance, logits, active)
+
+    def _advance(self, tree: TokenTree, acceptance: Acceptance, logits: Tensor, active: Tensor) -> Tensor:
+        """Make the new last token pending; pack tokens, log-probabilities and lengths for the host."""
+        batch = torch.arange(len(active), device=active.device).unsqueeze(1)
+        end = acceptance.num_accepted.unsqueeze(1)
+        next_tokens = acceptance.next_tokens.unsqueeze(1)
+        path = acceptance.path_nodes.clamp(min=0)
+        tokens = torch.cat([tree.tokens.gather(1, path), next_tokens], 1).scatter(1, end, next_tokens)
+        scored_after = torch.cat([torch.zeros_like(end), path + 1], 1)
+        last_kept = tokens.gather(1, (end - 1).clamp(min=0)).squeeze(1)
+        previous = torch.where(acceptance.num_accepted > 0, last_kept, self.pending)
+        self.previous = torch.where(active, previous, self.previous)
+        self.pending = torch.where(active, acceptance.next_tokens, self.pending)
+        log_probs = unwarped_log_probs(logits[batch, scored_after], tokens)
+        columns = [tokens, log_probs, end, acceptance.joint_log_ratio.unsqueeze(1), self.target.lengths.unsqueeze(1)]
+        return torch.cat([column.double() for column in columns], 1)
+
+    def _read(self, packed: list[list[float]], active: list[bool]) -> list[RowOutcome | None]:
+        width = self.gamma + 1
+        outcomes: list[RowOutcome | None] = []
+        for row, is_active in zip(packed, active, strict=True):
+            count = int(row[2 * width]) + 1
+            outcome = RowOutcome(
+                tokens=[int(token) for token in row[:count]],
+                num_drafted=count - 1,
+                log_probs=row[width : width + count],
+                joint_log_ratio=row[2 * width + 1],
+                target_calls=1,
+            )
+            outcomes.append(outcome if is_active else None)
+        for runner, _ in self._runners:
+            runner.note_longest(int(max(row[-1] for row in packed)))
+        return outcomes

@@ -1,0 +1,70 @@
+"""What every decoder shares: prompts go in, the newest token stays pending, rows can leave."""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from mtad.decoding.outcome import PhaseTimes, RowOutcome
+from mtad.models.runner import ModelRunner
+from mtad.structures.rows import RowControls, RowSettings
+
+
+class Decoder(ABC):
+    """Decodes a batch of rows, one iteration a call; knows nothing of text, limits or stop strings.
+
+    Args:
+        target: The large model.
+        extra_slots: Cache slots of the target behind the committed tokens.
+        one_hot_at_zero: Whether temperature 0 means a one-hot target; see `RowControls.from_settings`.
+
+    Attributes:
+        gamma: Most drafted tokens an iteration can keep.
+        times: Seconds spent so far.
+        pending: Last committed token, `[batch]` int64.
+        previous: The token before it, `[batch]` int64.
+    """
+
+    gamma: int = 0
+
+    def __init__(self, target: ModelRunner, *, extra_slots: int, one_hot_at_zero: bool) -> None:
+        self.target = target
+        self.times = PhaseTimes()
+        self._runners: list[tuple[ModelRunner, int]] = [(target, extra_slots)]
+        self._one_hot_at_zero = one_hot_at_zero
+
+    @torch.inference_mode()
+    def prefill(self, prompts: list[list[int]], settings: list[RowSettings], max_new_tokens: list[int]) -> None:
+        """Start a batch.
+
+        Args:
+            prompts: Token ids of each row, none empty.
+            settings: Settings of each row.
+            max_new_tokens: Tokens to make room for, per row.
+
+        Raises:
+            CapacityError: The caches do not fit the memory or the model's window.
+        """
+        device = self.target.device
+        room = max(len(prompt) + new for prompt, new in zip(prompts, max_new_tokens, strict=True))
+        longest = max(len(prompt) for prompt in prompts)
+        token_ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        for runner, extra_slots in self._runners:
+            runner.allocate(len(prompts), room + extra_slots + 2)
+            runner.prefill(token_ids, lengths)
+        self.pending = token_ids.gather(1, lengths.unsqueeze(1)).squeeze(1)
+        self.previous = token_ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        self.rows = RowControls.from_settings(settings, one_hot_at_zero=self._one_hot_at_zero, device=device)
+
+    @abstractmethod
+    def step(self, active: list[bool]) -> list[RowOutcome | None]:
+        """Run one iteration; None for rows that are not active."""
+
+    @torch.inference_mode()
+    def select_rows(self, rows: list[int]) -> None:
+        """Go on with the named rows only, renumbered in that order."""
+        index = torch.tensor(rows, device=self.target.device)
+        for runner, _ in self._runners:
+            runner.select_rows(index)
+        self.pending, self.previous = self.pending[index], self.previous[index]
+        self.rows = self.rows.select(index)

@@ -1,0 +1,108 @@
+"""Method names become decoders: a drafter, a rule and the loop, or a decoder of their own."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mtad.config import GenerationOptions
+from mtad.decoding.assisted import AssistedDecoder
+from mtad.decoding.beam_sampling import BeamSamplingDecoder
+from mtad.decoding.decoder import Decoder
+from mtad.decoding.joint_beam import JointBeamDecoder
+from mtad.decoding.joint_exact import JointExactDecoder
+from mtad.drafting import DRAFTERS, BeamSampler, DraftShape
+from mtad.errors import ConfigError
+from mtad.models.runner import ModelRunner
+from mtad.verification import VERIFIERS
+
+
+@dataclass(frozen=True, slots=True)
+class AssistedMethod:
+    """A drafter and a rule that run on the common loop."""
+
+    drafter: str
+    verifier: str
+
+
+ASSISTED_METHODS: dict[str, AssistedMethod] = {
+    "autoregressive": AssistedMethod("none", "target_only"),
+    "speculative": AssistedMethod("chain", "token_rejection"),
+    "mtad": AssistedMethod("beam", "joint"),
+    "mmtad": AssistedMethod("beam_tree", "joint"),
+}
+
+
+def needs_draft_model(options: GenerationOptions) -> bool:
+    """Whether the method wants an auxiliary model."""
+    pair = resolve_pair(options)
+    return pair is not None and DRAFTERS[pair.drafter].needs_model
+
+
+def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
+    """Drafter and rule of a method, with the options' own choices put in; None for methods of the target alone.
+
+    Raises:
+        ConfigError: An unknown name, or a rule that cannot judge the drafter's trees.
+    """
+    base = ASSISTED_METHODS.get(options.method)
+    if base is None:
+        if options.drafter or options.verifier:
+            raise ConfigError(f"{options.method} takes no drafter or verifier; leave them out or choose another method")
+        return None
+    pair = AssistedMethod(options.drafter or base.drafter, options.verifier or base.verifier)
+    _check_name("drafter", pair.drafter, tuple(DRAFTERS))
+    _check_name("verifier", pair.verifier, tuple(VERIFIERS))
+    drafter, rule = DRAFTERS[pair.drafter], VERIFIERS[pair.verifier]()
+    if pair.drafter == "none" and pair.verifier != "target_only":
+        raise ConfigError(f"verifier {pair.verifier} needs a draft, got drafter none; choose another drafter")
+    if rule.needs_distributions and not drafter.gives_distributions:
+        raise ConfigError(
+            f"verifier {pair.verifier} needs tokens drawn from distributions, which drafter {pair.drafter} "
+            "does not give; use drafter chain"
+        )
+    if rule.needs_chain and not drafter.gives_chain:
+        raise ConfigError(
+            f"verifier {pair.verifier} judges single paths, got drafter {pair.drafter}; use chain or beam"
+        )
+    return pair
+
+
+def build_decoder(
+    options: GenerationOptions,
+    target: ModelRunner,
+    draft: ModelRunner | None,
+    eos_token_ids: frozenset[int],
+    *,
+    temperature: float,
+) -> Decoder:
+    """The decoder of a method.
+
+    Args:
+        options: Method, shape and rule.
+        target: The large model.
+        draft: The auxiliary model; None where the method needs none.
+        eos_token_ids: Tokens that end an answer.
+        temperature: Resolved temperature; `mtjd` searches exactly at 0.
+
+    Raises:
+        ConfigError: The method needs a draft model and there is none, or its parts do not fit.
+    """
+    eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
+    pair = resolve_pair(options)
+    if pair is not None:
+        entry = DRAFTERS[pair.drafter]
+        if entry.needs_model and draft is None:
+            raise ConfigError(f"method {options.method} needs a draft model; name one with --draft")
+        shape = DraftShape(gamma=options.gamma, beam_width=options.beam_width, draw=options.draw, eos_token_ids=eos)
+        return AssistedDecoder(target, entry.build(draft, shape), VERIFIERS[pair.verifier]())
+    sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
+    if options.method == "beam_sampling":
+        return BeamSamplingDecoder(target, sampler)
+    if temperature == 0:
+        return JointExactDecoder(target, options.gamma, eos_token_ids, options.search_budget)
+    return JointBeamDecoder(target, options.gamma, sampler)
+
+
+def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ConfigError(f"{kind} must be one of {', '.join(known)}, got {name!r}")

@@ -1,0 +1,68 @@
+"""What every drafter offers to the decoding loop."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtad.models.runner import ModelRunner
+from mtad.structures.acceptance import Acceptance
+from mtad.structures.rows import RowControls
+from mtad.structures.tree import TokenTree
+
+
+class Drafter(Protocol):
+    """Turns the committed state into a batch of token trees.
+
+    Attributes:
+        runner: The auxiliary model, or None for drafters without one.
+        gamma: Depth of the trees.
+        num_nodes: Node slots of the trees.
+        num_slots: Cache slots the drafter needs behind the committed tokens.
+    """
+
+    runner: ModelRunner | None
+    gamma: int
+    num_nodes: int
+    num_slots: int
+
+    def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
+        """Draft behind the pending token.
+
+        Args:
+            previous: Last but one committed token, `[batch]` int64.
+            pending: Last committed token, `[batch]` int64.
+            rows: Settings and positions of the rows.
+        """
+        ...
+
+    def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
+        """Commit the accepted path in the drafter's own cache; `active` is `[batch]` bool."""
+        ...
+
+
+class NoDrafter:
+    """Drafts nothing, which makes the loop plain autoregressive decoding."""
+
+    runner: ModelRunner | None = None
+    gamma = 0
+    num_nodes = 0
+    num_slots = 0
+
+    def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
+        """A tree without nodes."""
+        empty = torch.zeros(len(pending), 0, dtype=torch.int64, device=pending.device)
+        return TokenTree(
+            tokens=empty,
+            parents=empty,
+            depths=empty[0],
+            joint_draft_log_probs=empty.float(),
+            ancestors=empty,
+            winner=torch.full_like(pending, -1),
+            valid=empty.bool(),
+            carried=empty.bool(),
+            depth=0,
+        )
+
+    def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
+        """Nothing to keep."""

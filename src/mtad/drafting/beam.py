@@ -1,0 +1,109 @@
+"""Beam sampling with the auxiliary model: one winner path, or the whole beam tree."""
+
+import torch
+from torch import Tensor
+
+from mtad.drafting.beams import Beams, BeamSampler
+from mtad.drafting.chain import chain_tree
+from mtad.models.runner import ModelRunner
+from mtad.structures.acceptance import Acceptance
+from mtad.structures.rows import RowControls
+from mtad.structures.tree import TokenTree
+
+
+class BeamDrafter:
+    """Beam sampling of depth gamma (Qin et al. 2025, section 4.1).
+
+    The winner is the beam of the highest weight at the end. A beam that drew EOS is carried on, not expanded.
+
+    Args:
+        runner: The model that drafts.
+        gamma: Depth, at least 1.
+        sampler: Width and draw of the beams.
+        keep_tree: Offer all beams as one tree (MMTAD) instead of the winner alone (MTAD).
+    """
+
+    def __init__(self, runner: ModelRunner, gamma: int, sampler: BeamSampler, *, keep_tree: bool = True) -> None:
+        self.runner: ModelRunner = runner
+        self.gamma = gamma
+        self.sampler = sampler
+        self.keep_tree = keep_tree
+        self.num_nodes = gamma * sampler.width if keep_tree else gamma
+        self.num_slots = gamma * sampler.width + 1
+        self._winner_path: Tensor | None = None
+
+    def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
+        """See `Drafter.draft`."""
+        tree = assemble_tree(self.draw_levels(previous, pending, rows))
+        self._winner_path = winner_path(tree)
+        return tree if self.keep_tree else _winner_chain(tree, self._winner_path)
+
+    def draw_levels(self, previous: Tensor, pending: Tensor, rows: RowControls) -> list[Beams]:
+        """The beams of every depth."""
+        width = self.sampler.width
+        logits = self.runner.score_root(previous, pending).unsqueeze(1)
+        beams = Beams.root(logits)
+        ancestors = torch.zeros_like(beams.tokens)
+        levels = []
+        for depth in range(1, self.gamma + 1):
+            beams = self.sampler.expand(beams, logits, rows, depth)
+            levels.append(beams)
+            if depth < self.gamma:
+                first_node = (depth - 1) * width
+                ancestors = ancestors.gather(1, beams.origins) | _own_bits(first_node, width, ancestors)
+                logits = self.runner.score_level(beams.tokens, ancestors, first_node, depth)
+        return levels
+
+    def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
+        """See `Drafter.keep_path`."""
+        path = acceptance.path_nodes if self.keep_tree else self._winner_path
+        assert path is not None, "draft() comes before keep_path()"
+        self.runner.keep_path(path, acceptance.num_accepted, active)
+
+
+def assemble_tree(levels: list[Beams]) -> TokenTree:
+    """All beams of all depths as one tree, `width` nodes a depth."""
+    width = levels[0].tokens.shape[1]
+    parents, ancestors = [], []
+    bits = torch.zeros_like(levels[0].tokens)
+    for index, beams in enumerate(levels):
+        parents.append(beams.origins + (index - 1) * width if index else torch.full_like(beams.origins, -1))
+        bits = (bits.gather(1, beams.origins) if index else bits) | _own_bits(index * width, width, bits)
+        ancestors.append(bits)
+    joint = torch.cat([beams.joint for beams in levels], 1)
+    depths = torch.arange(1, len(levels) + 1, device=joint.device).repeat_interleave(width)
+    return TokenTree(
+        tokens=torch.cat([beams.tokens for beams in levels], 1),
+        parents=torch.cat(parents, 1),
+        depths=depths,
+        joint_draft_log_probs=joint,
+        ancestors=torch.cat(ancestors, 1),
+        winner=levels[-1].weights.argmax(1) + (len(levels) - 1) * width,
+        valid=joint > -torch.inf,
+        carried=torch.cat([beams.carried for beams in levels], 1),
+        depth=len(levels),
+    )
+
+
+def winner_path(tree: TokenTree) -> Tensor:
+    """Nodes of the winner beam, traced through its own ancestors, `[batch, gamma]` int64."""
+    node = tree.winner.unsqueeze(1)
+    path = [node]
+    for _ in range(tree.depth - 1):
+        node = tree.parents.gather(1, node)
+        path.append(node)
+    return torch.cat(path[::-1], 1)
+
+
+def _winner_chain(tree: TokenTree, path: Tensor) -> TokenTree:
+    return chain_tree(
+        tree.tokens.gather(1, path),
+        tree.joint_draft_log_probs.gather(1, path),
+        valid=tree.valid.gather(1, path),
+        carried=tree.carried.gather(1, path),
+    )
+
+
+def _own_bits(first_node: int, width: int, like: Tensor) -> Tensor:
+    nodes = torch.arange(first_node, first_node + width, device=like.device)
+    return torch.ones_like(nodes) << nodes

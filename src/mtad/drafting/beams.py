@@ -1,0 +1,122 @@
+"""One step of beam sampling: candidates, draw, renormalised weights."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtad.sampling import Candidates, Stream, draw_categorical, draw_without_replacement, uniform, warp_candidates
+from mtad.structures.rows import RowControls
+
+Draw = Literal["top", "gumbel", "sample"]
+
+
+@dataclass(slots=True)
+class Beams:
+    """The beams of one depth; every tensor is `[batch, width]`.
+
+    Attributes:
+        tokens: Newest token of each beam, int64.
+        origins: Index of the beam of the previous depth that each came from, int64.
+        weights: Natural log of the beam's weight; the weights of a row sum to one.
+        joint: Natural log of the beam's joint probability under the warped model; -inf where no beam was left.
+        finished: Whether the beam has drawn EOS, bool.
+        carried: Whether it had already drawn EOS before this depth, bool.
+        unwarped: Temperature-1 natural log-probability of the newest token, 0 where carried.
+    """
+
+    tokens: Tensor
+    origins: Tensor
+    weights: Tensor
+    joint: Tensor
+    finished: Tensor
+    carried: Tensor
+    unwarped: Tensor | None = None
+
+    @classmethod
+    def root(cls, logits: Tensor) -> "Beams":
+        """The single empty beam of every row of `[batch, 1, vocab]` logits."""
+        nothing = torch.zeros(len(logits), 1, dtype=torch.int64, device=logits.device)
+        certain = nothing.to(logits.dtype if logits.dtype == torch.float64 else torch.float32)
+        return cls(nothing, nothing, certain, certain, nothing.bool(), nothing.bool())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSampler:
+    """How beams are drawn.
+
+    Attributes:
+        width: Beams kept, at least 1.
+        draw: `top` takes the best, `gumbel` draws without and `sample` with replacement. Greedy rows use `top`.
+        eos_token_ids: Tokens that finish a beam, `[count]` int64.
+        keeps_unwarped: Fill `Beams.unwarped`.
+    """
+
+    width: int
+    draw: Draw
+    eos_token_ids: Tensor
+    keeps_unwarped: bool = False
+
+    def expand(self, beams: Beams, logits: Tensor, rows: RowControls, depth: int) -> Beams:
+        """Draw the next depth's beams (Qin et al. 2025, section 4.1).
+
+        A candidate's weight is its beam's weight times its token's probability; the weights of the drawn ones are
+        divided by their sum. A finished beam has one candidate, itself.
+
+        Args:
+            beams: The beams so far.
+            logits: Logits after each of them, `[batch, beams, vocab]`.
+            rows: Settings and positions of the rows.
+            depth: Depth of the new beams, which counts the draws.
+        """
+        candidates = warp_candidates(logits, rows, num_best=self.width if self.draw == "top" else None)
+        log_probs, token_ids = _carry_finished(beams, candidates)
+        log_weights = (beams.weights.unsqueeze(-1) + log_probs).flatten(1)
+        picks = self._draw(log_weights, rows, depth)
+        is_missing = picks < 0
+        picks = picks.clamp(min=0)
+        origins = torch.div(picks, log_probs.shape[-1], rounding_mode="floor")
+        tokens = token_ids.flatten(1).gather(1, picks)
+        weights = log_weights.gather(1, picks).masked_fill(is_missing, -torch.inf)
+        step = log_probs.flatten(1).gather(1, picks).masked_fill(is_missing, -torch.inf)
+        carried = beams.finished.gather(1, origins)
+        return Beams(
+            tokens=tokens,
+            origins=origins,
+            weights=weights - weights.logsumexp(1, keepdim=True),
+            joint=beams.joint.gather(1, origins) + step,
+            finished=carried | torch.isin(tokens, self.eos_token_ids),
+            carried=carried,
+            unwarped=_unwarped(logits, origins, tokens, carried) if self.keeps_unwarped else None,
+        )
+
+    def _draw(self, log_weights: Tensor, rows: RowControls, depth: int) -> Tensor:
+        """Indices of `width` candidates, `[batch, width]`; -1 where none is left."""
+        missing = self.width - log_weights.shape[1]
+        if missing > 0:
+            log_weights = torch.nn.functional.pad(log_weights, (0, missing), value=-torch.inf)
+        values, best = log_weights.topk(self.width, dim=1)
+        best = torch.where(values == -torch.inf, -1, best)
+        if self.draw == "top":
+            return best
+        draw = draw_categorical if self.draw == "sample" else draw_without_replacement
+        drawn = draw(log_weights, uniform(rows, Stream.DRAFT, depth, self.width))
+        return torch.where(rows.is_greedy.unsqueeze(1), best, drawn)
+
+
+def _carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and token ids of all candidates, `[batch, beams, kept]` each."""
+    first = torch.arange(candidates.log_probs.shape[-1], device=beams.tokens.device) == 0
+    certain = torch.where(first, 0.0, -torch.inf).to(candidates.log_probs.dtype)
+    finished = beams.finished.unsqueeze(-1)
+    log_probs = torch.where(finished, certain, candidates.log_probs)
+    token_ids = torch.where(finished, beams.tokens.unsqueeze(-1), candidates.token_ids)
+    return log_probs, token_ids
+
+
+def _unwarped(logits: Tensor, origins: Tensor, tokens: Tensor, carried: Tensor) -> Tensor:
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    rows = torch.arange(len(logits), device=logits.device).unsqueeze(1)
+    drawn = scores[rows, origins, tokens] - scores.logsumexp(-1).gather(1, origins)
+    return torch.where(carried, 0.0, drawn)

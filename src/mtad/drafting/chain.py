@@ -1,0 +1,76 @@
+"""A single sampled sequence with the distributions it was drawn from."""
+
+import torch
+from torch import Tensor
+
+from mtad.models.runner import ModelRunner
+from mtad.sampling import Stream, draw_categorical, uniform, warp_logits
+from mtad.structures.acceptance import Acceptance
+from mtad.structures.rows import RowControls
+from mtad.structures.tree import TokenTree
+
+
+class ChainDrafter:
+    """Draws gamma tokens one by one from the auxiliary model (Leviathan et al. 2023, Chen et al. 2023).
+
+    Args:
+        runner: The auxiliary model.
+        gamma: Tokens to draft, at least 1.
+    """
+
+    def __init__(self, runner: ModelRunner, gamma: int) -> None:
+        self.runner: ModelRunner = runner
+        self.gamma = gamma
+        self.num_nodes = gamma
+        self.num_slots = gamma + 1
+
+    def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
+        """See `Drafter.draft`; the tree carries `draft_log_probs`."""
+        logits = self.runner.score_root(previous, pending)
+        tokens, log_probs, distributions = [], [], []
+        for depth in range(1, self.gamma + 1):
+            distribution = warp_logits(logits, rows)
+            token = draw_categorical(distribution, uniform(rows, Stream.DRAFT, depth, 1))
+            tokens.append(token)
+            log_probs.append(distribution.gather(1, token))
+            distributions.append(distribution)
+            if depth < self.gamma:
+                bits = torch.full_like(token, (1 << depth) - 1)
+                logits = self.runner.score_level(token, bits, depth - 1, depth)[:, 0]
+        return chain_tree(torch.cat(tokens, 1), torch.cat(log_probs, 1).cumsum(1), torch.stack(distributions, 1))
+
+    def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
+        """See `Drafter.keep_path`."""
+        self.runner.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
+
+
+def chain_tree(
+    tokens: Tensor,
+    joint_draft_log_probs: Tensor,
+    draft_log_probs: Tensor | None = None,
+    *,
+    valid: Tensor | None = None,
+    carried: Tensor | None = None,
+) -> TokenTree:
+    """A tree that is one path.
+
+    Args:
+        tokens: `[batch, gamma]` int64.
+        joint_draft_log_probs: Natural log of each prefix's joint draft probability, `[batch, gamma]`.
+        draft_log_probs: Distributions the tokens were drawn from, `[batch, gamma, vocab]`.
+        valid: As in `TokenTree`; all true when None.
+        carried: As in `TokenTree`; all false when None.
+    """
+    nodes = torch.arange(tokens.shape[1], device=tokens.device)
+    return TokenTree(
+        tokens=tokens,
+        parents=(nodes - 1).expand_as(tokens),
+        depths=nodes + 1,
+        joint_draft_log_probs=joint_draft_log_probs,
+        ancestors=((torch.ones_like(nodes) << nodes) * 2 - 1).expand_as(tokens),
+        winner=torch.full_like(tokens[:, 0], tokens.shape[1] - 1),
+        valid=torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid,
+        carried=torch.zeros_like(tokens, dtype=torch.bool) if carried is None else carried,
+        draft_log_probs=draft_log_probs,
+        depth=tokens.shape[1],
+    )

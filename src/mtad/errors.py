@@ -1,0 +1,40 @@
+"""Every error that mtad raises on purpose.
+
+Each message says in one sentence what was got, what was expected and what to do next.
+"""
+
+
+class MtadError(Exception):
+    """Base class of all errors that mtad raises on purpose."""
+
+
+class ConfigError(MtadError):
+    """A setting is out of its bounds, unknown, or does not fit another setting."""
+
+
+class PromptError(MtadError):
+    """A prompt, or a file of prompts, cannot be used."""
+
+
+class ModelLoadError(MtadError):
+    """A model, adapter or tokenizer cannot be loaded."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The architecture cannot be served with tree attention over a static cache."""
+
+
+class VocabularyMismatchError(ModelLoadError):
+    """Target and draft do not share one vocabulary."""
+
+
+class PairDownloadError(ModelLoadError):
+    """The default pair cannot be fetched, checked or written to the cache."""
+
+
+class CapacityError(MtadError):
+    """A prompt, a tree or a batch does not fit the cache, the model or the memory."""
+
+
+class SearchBudgetError(MtadError):
+    """An exact search expanded its whole budget without reaching the optimum."""

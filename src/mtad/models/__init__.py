@@ -1,0 +1,1 @@
+"""Token ids become logits: runners over a static slot cache with tree attention."""

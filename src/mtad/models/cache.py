@@ -1,0 +1,106 @@
+"""A static key-value cache whose rows write at slots of their own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class SlotCacheLayer(CacheLayerMixin):
+    """Keys and values of one layer, `[batch, key_heads, slots, head_dim]`, allocated at the first update."""
+
+    is_sliding = False
+
+    def __init__(self, cache: "SlotCache") -> None:
+        super().__init__()
+        self._cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate zeros shaped after the first states, `[batch, key_heads, tokens, head_dim]`."""
+        heads, slots = key_states.shape[1], self._cache.num_slots
+        batch = self._cache.num_rows
+        self.keys = key_states.new_zeros(batch, heads, slots, key_states.shape[-1])
+        self.values = value_states.new_zeros(batch, heads, slots, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the states at the cache's current slots; returns the leading slots that may be read."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = self.contents
+        rows, slots = self._cache.write_index(keys.device)
+        keys[rows, :, slots] = key_states.transpose(1, 2)
+        values[rows, :, slots] = value_states.transpose(1, 2)
+        readable = self._cache.num_readable
+        return keys[:, :, :readable], values[:, :, :readable]
+
+    @property
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, each `[batch, key_heads, slots, head_dim]`."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the readable keys."""
+        return self._cache.num_readable, 0
+
+    def get_seq_length(self) -> int:
+        """Always 0: positions are passed with every call."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Slots per row."""
+        return self._cache.num_slots
+
+
+class SlotCache(Cache):
+    """The cache of one model for a fixed batch and number of slots.
+
+    Args:
+        num_layers: Layers of the model that keep keys.
+        batch_size: Rows.
+        num_slots: Slots per row.
+    """
+
+    def __init__(self, num_layers: int, batch_size: int, num_slots: int) -> None:
+        super().__init__(layers=[SlotCacheLayer(self) for _ in range(num_layers)])
+        self.num_rows = batch_size
+        self.num_slots = num_slots
+        self.num_readable = 0
+        self._slots: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def aim(self, slots: Tensor, num_readable: int) -> None:
+        """Set where the next update writes, `[batch, queries]` int64, and how many leading slots it returns."""
+        rows = torch.arange(self.num_rows, device=slots.device).unsqueeze(1)
+        self._slots = {slots.device: (rows, slots)}
+        self.num_readable = num_readable
+
+    def write_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Row and slot indices of the current update on `device`."""
+        if device not in self._slots:
+            rows, slots = next(iter(self._slots.values()))
+            self._slots[device] = (rows.to(device), slots.to(device))
+        return self._slots[device]
+
+    @torch.inference_mode()
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy slots within every row, `[batch, count]` each; all sources are read before any target is written."""
+        rows = torch.arange(self.num_rows, device=sources.device).unsqueeze(1)
+        for tensor in self._tensors():
+            here = (rows.to(tensor.device), targets.to(tensor.device))
+            tensor[here[0], :, here[1]] = tensor[here[0], :, sources.to(tensor.device)]
+
+    @torch.inference_mode()
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep the named rows, `[kept]` int64."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys = layer.keys.index_select(0, rows.to(layer.keys.device))
+                layer.values = layer.values.index_select(0, rows.to(layer.values.device))
+        self.num_rows = len(rows)
+
+    def _tensors(self) -> list[Tensor]:
+        pairs = [layer.contents for layer in self.layers if layer.is_initialized]
+        return [tensor for pair in pairs for tensor in pair]

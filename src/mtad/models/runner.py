@@ -1,0 +1,197 @@
+"""The common half of every model runner: positions, slots and compaction of a static cache."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from mtad.errors import CapacityError
+from mtad.models.forward import ForwardBatch
+from mtad.structures.tree import TokenTree
+
+PREFILL_CHUNK = 512
+"""Prompt tokens per row in one prefill forward."""
+
+
+class ModelRunner(ABC):
+    """A causal language model over a preallocated cache of `capacity` slots per row.
+
+    Slots `[0, lengths)` hold the committed tokens whose keys are known. The newest committed token is *pending*:
+    it is fed with the next call, at slot `lengths`; tree node i goes to slot `lengths + 1 + i`. The last slot is
+    a waste bin for padding.
+
+    Attributes:
+        vocab_size: Width of the logits.
+        device: Where tokens go in and logits come out.
+        max_positions: Longest sequence the model knows, or None when it has no limit.
+        lengths: Cached committed tokens per row, `[batch]` int64; changed in place by `prefill` and `keep_path`.
+    """
+
+    vocab_size: int
+    device: torch.device
+    max_positions: int | None
+    lengths: Tensor
+
+    def allocate(self, batch_size: int, capacity: int) -> None:
+        """Make room for `batch_size` rows of `capacity` tokens, tree nodes included; forgets what was cached.
+
+        Raises:
+            CapacityError: The memory for the cache is not there.
+        """
+        self.num_slots = capacity + 1
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        self._longest = 0
+        try:
+            self._allocate_slots(batch_size, self.num_slots)
+        except (RuntimeError, MemoryError) as error:
+            raise CapacityError(
+                f"no memory for a cache of {batch_size} rows of {capacity} tokens; "
+                "lower --max-new-tokens, the number of prompts per batch, or the prompt length"
+            ) from error
+
+    def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
+        """Cache the first `lengths` tokens of every row, in chunks.
+
+        Args:
+            token_ids: Right-padded prompts, `[batch, tokens]` int64.
+            lengths: Tokens to cache per row, `[batch]` int64; may be 0.
+        """
+        longest = int(lengths.max())
+        columns = torch.arange(longest, device=self.device)
+        inside = columns < lengths.unsqueeze(1)
+        slots = torch.where(inside, columns, self.num_slots - 1)
+        for start in range(0, longest, PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, longest)
+            positions = columns[start:end].expand(len(lengths), -1)
+            self.forward(
+                ForwardBatch(
+                    tokens=torch.where(inside[:, start:end], token_ids[:, start:end], 0),
+                    positions=positions,
+                    slots=slots[:, start:end],
+                    prefix_lengths=positions + 1,
+                    ancestors=torch.zeros_like(positions),
+                    tree_starts=torch.full_like(lengths, self.num_slots),
+                    num_slots=end,
+                    num_logits=1,
+                )
+            )
+        self.lengths.copy_(lengths)
+        self._longest = longest
+
+    def score_root(self, previous: Tensor, pending: Tensor) -> Tensor:
+        """Logits after the pending token.
+
+        The token before it is fed again too: when a whole draft was kept, an auxiliary model has not seen it.
+
+        Args:
+            previous: Last but one committed token, `[batch]` int64; ignored in rows of one token.
+            pending: Last committed token, `[batch]` int64.
+
+        Returns:
+            `[batch, vocab]`.
+        """
+        positions = torch.stack([self.lengths - 1, self.lengths], 1)
+        slots = torch.where(positions < 0, self.num_slots - 1, positions)
+        batch = ForwardBatch(
+            tokens=torch.stack([torch.where(self.lengths > 0, previous, pending), pending], 1),
+            positions=positions.clamp(min=0),
+            slots=slots,
+            prefix_lengths=positions.clamp(min=0) + 1,
+            ancestors=torch.zeros_like(positions),
+            tree_starts=self.lengths + 1,
+            num_slots=self._visible(1),
+            num_logits=1,
+        )
+        return self.forward(batch)[:, -1]
+
+    def score_level(self, tokens: Tensor, ancestors: Tensor, first_node: int, depth: int) -> Tensor:
+        """Logits after each node of one level of a tree whose upper levels were scored before.
+
+        Args:
+            tokens: The level's tokens, `[batch, width]` int64.
+            ancestors: Their ancestor bits, `[batch, width]` int64.
+            first_node: Node index of the level's first slot.
+            depth: Depth of the level, 1 below the root.
+
+        Returns:
+            `[batch, width, vocab]`.
+        """
+        nodes = torch.arange(first_node, first_node + tokens.shape[1], device=self.device)
+        base = self.lengths.unsqueeze(1)
+        batch = ForwardBatch(
+            tokens=tokens,
+            positions=(base + depth).expand_as(tokens),
+            slots=base + 1 + nodes,
+            prefix_lengths=(base + 1).expand_as(tokens),
+            ancestors=ancestors,
+            tree_starts=self.lengths + 1,
+            num_slots=self._visible(1 + first_node + tokens.shape[1]),
+            num_logits=tokens.shape[1],
+        )
+        return self.forward(batch)
+
+    def score_tree(self, pending: Tensor, tree: TokenTree) -> Tensor:
+        """Logits after the pending token and after every node, in one call.
+
+        Args:
+            pending: Last committed token, `[batch]` int64.
+            tree: The drafted tree.
+
+        Returns:
+            `[batch, 1 + nodes, vocab]`; entry 0 belongs to the pending token.
+        """
+        base = self.lengths.unsqueeze(1)
+        tokens = torch.cat([pending.unsqueeze(1), tree.tokens], 1)
+        depths = torch.cat([tree.depths.new_zeros(1), tree.depths])
+        batch = ForwardBatch(
+            tokens=tokens,
+            positions=base + depths,
+            slots=base + torch.arange(tokens.shape[1], device=self.device),
+            prefix_lengths=(base + 1).expand_as(tokens),
+            ancestors=torch.cat([torch.zeros_like(base), tree.ancestors], 1),
+            tree_starts=self.lengths + 1,
+            num_slots=self._visible(tokens.shape[1]),
+            num_logits=tokens.shape[1],
+        )
+        return self.forward(batch)
+
+    def keep_path(self, path_nodes: Tensor, num_accepted: Tensor, active: Tensor) -> None:
+        """Commit the pending token and a path of the last scored tree; moves the path's keys into place.
+
+        Args:
+            path_nodes: Node indices, root's child first, `[batch, gamma]` int64; entries behind the path are ignored.
+            num_accepted: Nodes to keep per row, `[batch]` int64.
+            active: Rows to advance, `[batch]` bool; the others stay as they are.
+        """
+        depth = path_nodes.shape[1]
+        if depth:
+            order = torch.arange(depth, device=self.device)
+            targets = self.lengths.unsqueeze(1) + 1 + order
+            kept = (order < num_accepted.unsqueeze(1)) & active.unsqueeze(1)
+            sources = torch.where(kept, self.lengths.unsqueeze(1) + 1 + path_nodes, targets)
+            self._move_slots(sources, targets)
+        self.lengths += torch.where(active, num_accepted + 1, 0)
+        self._longest += depth + 1
+
+    def note_longest(self, longest: int) -> None:
+        """Tell the exact length of the longest row, once the host has read it; keeps attention short."""
+        self._longest = longest
+
+    def _visible(self, num_new: int) -> int:
+        """Slots to read when `num_new` tokens follow the committed ones."""
+        return min(self._longest + num_new, self.num_slots - 1)
+
+    @abstractmethod
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Write the tokens' keys and return the logits of the last `num_logits` tokens, `[batch, num_logits, vocab]`."""
+
+    @abstractmethod
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep only the named rows, in that order; `rows` is `[kept]` int64 and may repeat a row."""
+
+    @abstractmethod
+    def _allocate_slots(self, batch_size: int, num_slots: int) -> None: ...
+
+    @abstractmethod
+    def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy slot contents, `[batch, count]` each; sources are read before targets are written."""

@@ -1,0 +1,63 @@
+"""An exact fake model: logits are looked up by the last tokens a query can see."""
+
+import torch
+from torch import Tensor
+
+from mtad.models.forward import ForwardBatch
+from mtad.models.runner import ModelRunner
+
+
+class TableRunner(ModelRunner):
+    """A Markov model behind the same cache, slots and visibility as a real one.
+
+    Each slot remembers the token and position written there. A query's context is read back through its
+    visibility, so a wrong mask, slot or compaction changes the logits.
+
+    Args:
+        table: Logits for every context of `order` tokens, `[vocab] * (order + 1)`, oldest token first. Contexts
+            that reach before the first token are read as if padded with token 0.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self.order = table.dim() - 1
+        self.vocab_size = table.shape[-1]
+        self.device = table.device
+        self.max_positions = None
+        self.num_calls = 0
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """See `ModelRunner.forward`."""
+        self.num_calls += 1
+        rows = torch.arange(len(batch.tokens), device=self.device).unsqueeze(1)
+        self._tokens[rows, batch.slots] = batch.tokens
+        self._positions[rows, batch.slots] = batch.positions
+        visible = batch.visible_slots()
+        index = []
+        for back in range(self.order - 1, 0, -1):
+            index.append(self._seen_token(batch, visible, back))
+        return self.table[(*index, batch.tokens)][:, -batch.num_logits :]
+
+    def select_rows(self, rows: Tensor) -> None:
+        """See `ModelRunner.select_rows`."""
+        self._tokens, self._positions = self._tokens[rows], self._positions[rows]
+        self.lengths = self.lengths[rows]
+
+    def _seen_token(self, batch: ForwardBatch, visible: Tensor, back: int) -> Tensor:
+        """The visible token `back` positions before each query, 0 before the start."""
+        wanted = (batch.positions - back).unsqueeze(-1)
+        stored = self._positions[:, : batch.num_slots].unsqueeze(1)
+        match = visible & (stored == wanted)
+        assert bool((match.sum(-1) <= 1).all()), "two visible slots hold one position"
+        assert bool((match.any(-1) | (wanted.squeeze(-1) < 0)).all()), "a position of the context is not visible"
+        tokens = self._tokens[:, : batch.num_slots].unsqueeze(1)
+        return torch.where(match, tokens, 0).sum(-1)
+
+    def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
+        self._tokens = torch.zeros(batch_size, num_slots, dtype=torch.int64, device=self.device)
+        self._positions = torch.full((batch_size, num_slots), -1, dtype=torch.int64, device=self.device)
+
+    def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
+        rows = torch.arange(len(sources), device=self.device).unsqueeze(1)
+        self._tokens[rows, targets] = self._tokens[rows, sources]
+        self._positions[rows, targets] = self._positions[rows, sources]

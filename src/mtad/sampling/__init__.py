@@ -1,0 +1,14 @@
+"""Logits become warped log-probabilities; counter-based draws."""
+
+from mtad.sampling.draws import Stream, draw_categorical, draw_without_replacement, uniform
+from mtad.sampling.warping import Candidates, warp_candidates, warp_logits
+
+__all__ = [
+    "Candidates",
+    "Stream",
+    "draw_categorical",
+    "draw_without_replacement",
+    "uniform",
+    "warp_candidates",
+    "warp_logits",
+]

@@ -1,0 +1,91 @@
+"""Temperature, then top-k, then top-p: the same warp for target and draft."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtad.structures.rows import RowControls
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The tokens that survive a warp, most likely first.
+
+    Attributes:
+        log_probs: Natural log, normalised over all survivors, `[batch, ..., kept]`; -inf where filtered out.
+        token_ids: `[batch, ..., kept]` int64.
+        vocab_size: Size of the vocabulary the candidates come from.
+    """
+
+    log_probs: Tensor
+    token_ids: Tensor
+    vocab_size: int
+
+    def dense(self) -> Tensor:
+        """Spread over the vocabulary, `[batch, ..., vocab]`, -inf where filtered out."""
+        shape = (*self.log_probs.shape[:-1], self.vocab_size)
+        full = torch.full(shape, -torch.inf, dtype=self.log_probs.dtype, device=self.log_probs.device)
+        return full.scatter_(-1, self.token_ids, self.log_probs)
+
+
+def warp_logits(logits: Tensor, rows: RowControls) -> Tensor:
+    """Warped log-probabilities over the whole vocabulary.
+
+    Args:
+        logits: `[batch, ..., vocab]`, any float type.
+        rows: The rows' temperatures and filters.
+
+    Returns:
+        Natural log, normalised, `[batch, ..., vocab]` float32 (float64 for float64 logits); -inf where filtered.
+    """
+    if not rows.has_top_p and not rows.has_some_top_k:
+        return (_upcast(logits) / _per_row(rows.temperatures, logits)).log_softmax(-1)
+    return warp_candidates(logits, rows).dense()
+
+
+def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = None) -> Candidates:
+    """Warped log-probabilities of the tokens worth looking at.
+
+    Args:
+        logits: `[batch, ..., vocab]`, any float type.
+        rows: The rows' temperatures and filters.
+        num_best: Return only so many of the best; None returns every token that can survive.
+
+    Returns:
+        Survivors in falling order. Ties at the border of top-k are cut as `torch.topk` orders them, so that the
+        kept mass is exactly one.
+    """
+    vocab_size = logits.shape[-1]
+    wanted = vocab_size if num_best is None else min(num_best, vocab_size)
+    kept = min(rows.max_top_k, vocab_size) or (vocab_size if rows.has_top_p or rows.has_some_top_k else wanted)
+    values, token_ids = logits.topk(kept, dim=-1)
+    scores = _upcast(values) / _per_row(rows.temperatures, logits)
+    if rows.max_top_k == 0 and kept < vocab_size:
+        normaliser = (_upcast(logits) / _per_row(rows.temperatures, logits)).logsumexp(-1, keepdim=True)
+        return Candidates(scores - normaliser, token_ids, vocab_size)
+    log_probs = _filter_sorted(scores, rows)
+    return Candidates(log_probs[..., :wanted], token_ids[..., :wanted], vocab_size)
+
+
+def _filter_sorted(scores: Tensor, rows: RowControls) -> Tensor:
+    """Top-k, then top-p, then normalisation, on scores in falling order."""
+    ranks = torch.arange(scores.shape[-1], device=scores.device)
+    top_ks = _per_row(rows.top_ks, scores)
+    scores = scores.masked_fill((ranks >= top_ks) & (top_ks > 0), -torch.inf)
+    if rows.has_top_p:
+        probs = scores.softmax(-1)
+        mass_before = probs.cumsum(-1) - probs
+        top_ps = _per_row(rows.top_ps, scores)
+        outside = (mass_before >= top_ps) & (top_ps < 1) & (ranks > 0)
+        scores = scores.masked_fill(outside, -torch.inf)
+    return scores.log_softmax(-1)
+
+
+def _upcast(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _per_row(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape `[batch]` to broadcast over `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))

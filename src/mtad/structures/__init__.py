@@ -1,0 +1,19 @@
+"""The nouns that travel between rooms: tensors with a leading batch dimension, and plain results."""
+
+from mtad.structures.acceptance import Acceptance
+from mtad.structures.results import DecodingStats, GenerationResult, Piece
+from mtad.structures.rows import RowControls, RowSettings
+from mtad.structures.tree import MAX_TREE_NODES, TokenTree, ancestor_bitmask, ancestor_matrix
+
+__all__ = [
+    "MAX_TREE_NODES",
+    "Acceptance",
+    "DecodingStats",
+    "GenerationResult",
+    "Piece",
+    "RowControls",
+    "RowSettings",
+    "TokenTree",
+    "ancestor_bitmask",
+    "ancestor_matrix",
+]

@@ -1,0 +1,23 @@
+"""What a rule decided about one draft."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class Acceptance:
+    """The kept path of every row and the token that follows it.
+
+    Attributes:
+        path_nodes: Node indices of the kept path, root's child first, -1 behind its end, `[batch, gamma]` int64.
+        num_accepted: Drafted tokens kept, `[batch]` int64.
+        next_tokens: The token drawn after the kept path, `[batch]` int64.
+        joint_log_ratio: log P(kept path) - log Q(reference of the same length), natural log, `[batch]` float;
+            0 where nothing was kept.
+    """
+
+    path_nodes: Tensor
+    num_accepted: Tensor
+    next_tokens: Tensor
+    joint_log_ratio: Tensor

@@ -1,0 +1,96 @@
+"""What a caller gets back: pieces while decoding, a result at the end."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Provenance = Literal["drafted", "target"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Tokens that one iteration added to one answer.
+
+    Attributes:
+        row: Index of the prompt in the call.
+        text: Text that became final with these tokens; may be empty while a character is incomplete.
+        token_ids: The new token ids.
+        provenance: Where each token came from: the draft, or the target itself.
+        log_probs: Natural log-probability of each token under the unwarped temperature-1 target.
+        segments: `text` cut at the borders of provenance, as (text, provenance).
+        finish_reason: Set on the last piece of the row.
+        result: The whole result, set on the last piece of the row.
+    """
+
+    row: int
+    text: str
+    token_ids: tuple[int, ...]
+    provenance: tuple[Provenance, ...]
+    log_probs: tuple[float, ...]
+    segments: tuple[tuple[str, Provenance], ...]
+    finish_reason: FinishReason | None = None
+    result: "GenerationResult | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingStats:
+    """What decoding one answer cost and how likely the answer is.
+
+    Attributes:
+        num_prompt_tokens: Tokens of the prompt.
+        num_tokens: Emitted tokens.
+        target_calls: Decode calls of the target for this row, prefill not counted.
+        tokens_per_call: `num_tokens / target_calls`, the literature's block efficiency.
+        acceptance_by_depth: Share of iterations that kept at least 1, 2, ... drafted tokens.
+        perplexity: exp(-mean log p) of the emitted tokens under the unwarped temperature-1 target.
+        prefill_s: Wall seconds of the batch's prefill.
+        decode_s: Wall seconds from the end of prefill to the row's last token.
+        draft_s: Wall seconds of decoding spent drafting, whole batch.
+        verify_s: Wall seconds of decoding spent in the target's forward pass, whole batch.
+        tokens_per_s: `num_tokens / decode_s`.
+    """
+
+    num_prompt_tokens: int
+    num_tokens: int
+    target_calls: int
+    tokens_per_call: float
+    acceptance_by_depth: tuple[float, ...]
+    perplexity: float
+    prefill_s: float
+    decode_s: float
+    draft_s: float
+    verify_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """One answer with the origin and log-probability of every token.
+
+    Attributes:
+        text: Decoded answer, cut before a stop string, special tokens removed.
+        token_ids: Emitted token ids, the EOS token included when one ended the answer.
+        provenance: Per token, whether the draft proposed it or the target drew it.
+        log_probs: Per token, natural log-probability under the unwarped temperature-1 target.
+        joint_log_ratios: Per iteration, log P - log Q of the kept drafted path (0 when nothing was kept).
+        accepted_lengths: Per iteration, drafted tokens kept.
+        finish_reason: `stop` (EOS or stop string), `length`, or `cancelled`.
+        method: Name of the decoding method.
+        config: Every resolved setting of the run.
+        stats: Counts, times and likelihood.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    provenance: tuple[Provenance, ...]
+    log_probs: tuple[float, ...]
+    joint_log_ratios: tuple[float, ...]
+    accepted_lengths: tuple[int, ...]
+    finish_reason: FinishReason
+    method: str
+    stats: DecodingStats
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers, ready for JSON."""
+        return asdict(self)

@@ -1,0 +1,94 @@
+"""Per-row settings and positions on the device."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowControls:
+    """What may differ from row to row of a batch, as tensors of shape `[batch]`.
+
+    Temperature 0 is resolved before this point (`from_settings`): `is_greedy` marks the row, and its warp is
+    either none at all (joint rules score with unfiltered temperature-1 probabilities) or one-hot.
+
+    Attributes:
+        seeds: Seed of the row's random draws, int64.
+        positions: Committed tokens of the row when the iteration starts, int64; the draws' counter.
+        is_greedy: Rows decoded at temperature 0, bool.
+        temperatures: Softmax temperature of the warp, > 0, float32.
+        top_ks: Highest-probability tokens kept, int64; 0 keeps all.
+        top_ps: Nucleus mass kept, in (0, 1], float32.
+        log_thresholds: Natural log of tau in (0, 1], float32.
+        max_top_k: Largest of `top_ks`, or 0 when any row keeps all; known on the host.
+        has_some_top_k: Whether any row filters by top-k; known on the host.
+        has_top_p: Whether any row has `top_ps` below 1; known on the host.
+    """
+
+    seeds: Tensor
+    positions: Tensor
+    is_greedy: Tensor
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    log_thresholds: Tensor
+    max_top_k: int
+    has_some_top_k: bool
+    has_top_p: bool
+
+    def at(self, positions: Tensor) -> "RowControls":
+        """The same rows at other positions, `[batch]` int64."""
+        return replace(self, positions=positions)
+
+    def select(self, rows: Tensor) -> "RowControls":
+        """The named rows only, `[kept]` int64."""
+        columns = ("seeds", "positions", "is_greedy", "temperatures", "top_ks", "top_ps", "log_thresholds")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+    @classmethod
+    def from_settings(
+        cls, settings: "list[RowSettings]", *, one_hot_at_zero: bool, device: torch.device | str = "cpu"
+    ) -> "RowControls":
+        """Put one setting per row on the device, at position 0.
+
+        Args:
+            settings: One entry per row.
+            one_hot_at_zero: Temperature 0 means a one-hot distribution (lossless rules) instead of unfiltered
+                temperature-1 probabilities (joint rules).
+            device: Where the tensors live.
+        """
+        warps = [setting.resolve_zero_temperature(one_hot_at_zero=one_hot_at_zero) for setting in settings]
+
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            seeds=column([setting.seed for setting in settings], torch.int64),
+            positions=torch.zeros(len(settings), dtype=torch.int64, device=device),
+            is_greedy=column([setting.temperature == 0 for setting in settings], torch.bool),
+            temperatures=column([warp.temperature for warp in warps], torch.float32),
+            top_ks=column([warp.top_k for warp in warps], torch.int64),
+            top_ps=column([warp.top_p for warp in warps], torch.float32),
+            log_thresholds=column([setting.threshold for setting in settings], torch.float64).log().float(),
+            max_top_k=0 if any(warp.top_k == 0 for warp in warps) else max(warp.top_k for warp in warps),
+            has_some_top_k=any(warp.top_k > 0 for warp in warps),
+            has_top_p=any(warp.top_p < 1 for warp in warps),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSettings:
+    """One row's settings on the host: `seed`, `temperature` >= 0, `top_k` >= 0, `top_p` and `threshold` in (0, 1]."""
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    threshold: float = 0.5
+
+    def resolve_zero_temperature(self, *, one_hot_at_zero: bool) -> "RowSettings":
+        """The warp to apply: unchanged above temperature 0, else one-hot (`top_k` 1) or no filter at all."""
+        if self.temperature > 0:
+            return self
+        return replace(self, temperature=1.0, top_k=1 if one_hot_at_zero else 0, top_p=1.0)

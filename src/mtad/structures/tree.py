@@ -1,0 +1,90 @@
+"""The draft: a batch of token trees in level order."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_TREE_NODES = 64
+"""Nodes one tree can hold: one bit each in the int64 ancestor mask."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenTree:
+    """A batch of drafted token trees with one shape, nodes in level order.
+
+    The root is the last committed token and is not a node. All rows share `parents` slots and `depths`
+    layout, but not the parents themselves. Node counts are at most `MAX_TREE_NODES`.
+
+    Attributes:
+        tokens: Drafted token ids, `[batch, nodes]` int64.
+        parents: Index of each node's parent node, -1 for the root, `[batch, nodes]` int64.
+        depths: Depth of each node slot, 1 for children of the root, `[nodes]` int64, never falling.
+        joint_draft_log_probs: Natural log of the draft's joint probability of the path that ends in each
+            node, under the draft's warped distribution, `[batch, nodes]` float.
+        ancestors: Bit i is set when node i is the node itself or one of its ancestors, `[batch, nodes]` int64.
+        winner: Node index of the deepest node of the highest-weight beam, `[batch]` int64.
+        valid: Whether the node slot holds a drafted token, `[batch, nodes]` bool.
+        carried: Whether the slot repeats a beam that already ended in EOS, `[batch, nodes]` bool. A carried
+            node adds log 1 = 0 to both joint log-probabilities and emits nothing.
+        draft_log_probs: Warped draft log-probabilities each node was drawn from, `[batch, nodes, vocab]`;
+            present only where a rule needs whole distributions.
+        depth: Depth of the deepest level; read off `depths` when not given, which a captured graph cannot do.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    joint_draft_log_probs: Tensor
+    ancestors: Tensor
+    winner: Tensor
+    valid: Tensor
+    carried: Tensor
+    draft_log_probs: Tensor | None = None
+    depth: int = -1
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            self.depth = int(self.depths[-1]) if self.num_nodes else 0
+
+    @property
+    def num_nodes(self) -> int:
+        """Node slots per row."""
+        return self.tokens.shape[1]
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+        return self.tokens.shape[0]
+
+
+def ancestor_bitmask(parents: Tensor) -> Tensor:
+    """Ancestor bits of every node, itself included.
+
+    Args:
+        parents: `[batch, nodes]` int64 in level order, -1 for the root; at most 64 nodes.
+
+    Returns:
+        `[batch, nodes]` int64; bit i set when node i lies on the path to the node.
+    """
+    batch, nodes = parents.shape
+    bits = torch.zeros(batch, nodes, dtype=torch.int64, device=parents.device)
+    own = torch.ones((), dtype=torch.int64, device=parents.device)
+    for node in range(nodes):
+        parent = parents[:, node]
+        inherited = bits.gather(1, parent.clamp(min=0).unsqueeze(1)).squeeze(1)
+        bits[:, node] = torch.where(parent >= 0, inherited, 0) | (own << node)
+    return bits
+
+
+def ancestor_matrix(ancestors: Tensor) -> Tensor:
+    """Spread ancestor bits over a boolean matrix.
+
+    Args:
+        ancestors: `[batch, nodes]` int64 bit masks.
+
+    Returns:
+        `[batch, nodes, nodes]` bool; `[b, i, j]` is true when node j lies on the path to node i.
+    """
+    shifts = torch.arange(ancestors.shape[-1], device=ancestors.device)
+    return ((ancestors.unsqueeze(-1) >> shifts) & 1).bool()

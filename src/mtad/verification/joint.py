@@ -1,0 +1,51 @@
+"""The joint rule of multi-token joint decoding, for chains and trees."""
+
+import torch
+from torch import Tensor
+
+from mtad.structures.acceptance import Acceptance
+from mtad.structures.rows import RowControls
+from mtad.structures.tree import TokenTree
+from mtad.verification.base import joint_target_log_probs, keep_node
+
+
+class JointVerifier:
+    """Keeps the deepest path whose joint likelihood ratio exceeds tau (Qin et al. 2025, algorithm 2; MMTAD).
+
+    A node passes when log P(its path) - log Q(the winner beam's prefix of the same length) > log tau, where the
+    prefix is traced through the winner's own ancestors. The deepest depth with a passing node wins; within it the
+    node of the highest log P. On a chain this is MTAD: the longest prefix that passes, even if a shorter one fails.
+
+    Lossy by design. Guarantee per block: P(kept path) > tau * Q(winner's prefix of the same length).
+    """
+
+    is_lossless = False
+    needs_distributions = False
+    needs_chain = False
+
+    def accept(self, tree: TokenTree, target_log_probs: Tensor, rows: RowControls) -> Acceptance:
+        """See `Verifier.accept`."""
+        joint_target = joint_target_log_probs(tree, target_log_probs)
+        log_ratio = joint_target - winner_reference(tree)
+        passes = tree.valid & (log_ratio > rows.log_thresholds.unsqueeze(1))
+        deepest = torch.where(passes, tree.depths, 0).amax(1, keepdim=True)
+        eligible = passes & (tree.depths == deepest)
+        best = joint_target.masked_fill(~eligible, -torch.inf).argmax(1)
+        node = torch.where(deepest.squeeze(1) > 0, best, -1)
+        kept_ratio = log_ratio.gather(1, best.unsqueeze(1)).squeeze(1)
+        return keep_node(tree, node, target_log_probs, rows, joint_log_ratio=torch.where(node >= 0, kept_ratio, 0.0))
+
+
+def winner_reference(tree: TokenTree) -> Tensor:
+    """log Q of the winner's prefix at every node's depth, `[batch, nodes]` natural log.
+
+    The prefix is traced through the winner's own ancestors, not read off its slot in each level.
+    """
+    nodes = torch.arange(tree.num_nodes, device=tree.tokens.device)
+    winner_bits = tree.ancestors.gather(1, tree.winner.unsqueeze(1))
+    on_winner = ((winner_bits >> nodes) & 1).bool()
+    by_depth = tree.joint_draft_log_probs.new_full((tree.batch_size, tree.depth), -torch.inf)
+    columns = (tree.depths - 1).expand_as(on_winner)
+    values = torch.where(on_winner, tree.joint_draft_log_probs, -torch.inf)
+    by_depth = by_depth.scatter_reduce(1, columns, values, "amax")
+    return by_depth.gather(1, columns)
