@@ -1,5 +1,6 @@
 """Dataclass fields that know their help text and bounds: one field is one flag is one help text."""
 
+import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -46,7 +47,7 @@ class Setting:
             raise ConfigError(f"{self.name} must be {self.expected()}, got {value!r}")
         if self.choices is not None and value not in self.choices:
             raise ConfigError(f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}")
-        if self.type in (int, float) and not self._is_within(value):
+        if isinstance(value, int | float) and not self._is_within(value):
             raise ConfigError(f"{self.name} must be {self.expected()}, got {value}")
 
     def expected(self) -> str:
@@ -61,25 +62,24 @@ class Setting:
 
     def _is_within(self, value: float) -> bool:
         return not (
-            value != value
+            math.isnan(value)
             or (self.minimum is not None and value < self.minimum)
             or (self.maximum is not None and value > self.maximum)
             or (self.above is not None and value <= self.above)
         )
 
 
-def setting(kind: type, default: Any, help: str, **bounds: Any) -> Any:
+def setting(kind: type, default: Any, help_text: str, **bounds: Any) -> Any:
     """A dataclass field of type `kind` with its help text and bounds; see `Setting`."""
-    return field(default=default, metadata={_METADATA_KEY: Setting(help=help, type=kind, default=default, **bounds)})
+    return field(
+        default=default, metadata={_METADATA_KEY: Setting(help=help_text, type=kind, default=default, **bounds)}
+    )
 
 
 def setting_fields(config: Any) -> list[Setting]:
     """The settings of a config class or object, in order of definition."""
-    found = []
-    for item in fields(config):
-        if _METADATA_KEY in item.metadata:
-            found.append(replace(item.metadata[_METADATA_KEY], name=item.name))
-    return found
+    described = [item for item in fields(config) if _METADATA_KEY in item.metadata]
+    return [replace(item.metadata[_METADATA_KEY], name=item.name) for item in described]
 
 
 def check_settings(config: Any) -> None:

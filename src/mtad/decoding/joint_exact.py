@@ -1,6 +1,7 @@
 """Exact multi-token joint greedy decoding: best-first search for the argmax of a block's joint probability."""
 
 import heapq
+from itertools import pairwise
 from time import perf_counter
 
 import torch
@@ -54,7 +55,7 @@ class BlockSearch:
                 return prefix
             self.block = prefix
             steps = [self._joint[prefix[:end]] for end in range(len(prefix) + 1)]
-            self.log_probs = tuple(after - before for before, after in zip(steps, steps[1:], strict=False))
+            self.log_probs = tuple(after - before for before, after in pairwise(steps))
         return None
 
     def expand(self, prefix: tuple[int, ...], log_probs: Tensor) -> None:

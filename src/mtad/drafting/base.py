@@ -15,16 +15,19 @@ class Drafter(Protocol):
     """Turns the committed state into a batch of token trees.
 
     Attributes:
-        runner: The auxiliary model, or None for drafters without one.
         gamma: Depth of the trees.
         num_nodes: Node slots of the trees.
         num_slots: Cache slots the drafter needs behind the committed tokens.
     """
 
-    runner: ModelRunner | None
     gamma: int
     num_nodes: int
     num_slots: int
+
+    @property
+    def runner(self) -> ModelRunner | None:
+        """The auxiliary model, or None for drafters without one."""
+        ...
 
     def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
         """Draft behind the pending token.

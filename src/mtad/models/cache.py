@@ -8,13 +8,13 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 
-class SlotCacheLayer(CacheLayerMixin):
+class SlotCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, `[batch, key_heads, slots, head_dim]`, allocated at the first update."""
 
     is_sliding = False
 
     def __init__(self, cache: "SlotCache") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -39,7 +39,8 @@ class SlotCacheLayer(CacheLayerMixin):
     @property
     def contents(self) -> tuple[Tensor, Tensor]:
         """Keys and values, each `[batch, key_heads, slots, head_dim]`."""
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -65,7 +66,8 @@ class SlotCache(Cache):
     """
 
     def __init__(self, num_layers: int, batch_size: int, num_slots: int) -> None:
-        super().__init__(layers=[SlotCacheLayer(self) for _ in range(num_layers)])
+        self.slot_layers = [SlotCacheLayer(self) for _ in range(num_layers)]
+        super().__init__(layers=list(self.slot_layers))
         self.num_rows = batch_size
         self.num_slots = num_slots
         self.num_readable = 0
@@ -95,12 +97,13 @@ class SlotCache(Cache):
     @torch.inference_mode()
     def select_rows(self, rows: Tensor) -> None:
         """Keep the named rows, `[kept]` int64."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             if layer.is_initialized:
-                layer.keys = layer.keys.index_select(0, rows.to(layer.keys.device))
-                layer.values = layer.values.index_select(0, rows.to(layer.values.device))
+                keys, values = layer.contents
+                layer.keys = keys.index_select(0, rows.to(keys.device))
+                layer.values = values.index_select(0, rows.to(values.device))
         self.num_rows = len(rows)
 
     def _tensors(self) -> list[Tensor]:
-        pairs = [layer.contents for layer in self.layers if layer.is_initialized]
+        pairs = [layer.contents for layer in self.slot_layers if layer.is_initialized]
         return [tensor for pair in pairs for tensor in pair]

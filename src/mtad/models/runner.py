@@ -183,7 +183,7 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Write the tokens' keys and return the logits of the last `num_logits` tokens, `[batch, num_logits, vocab]`."""
+        """Write the tokens' keys; returns the logits of the last `num_logits` tokens, `[batch, num_logits, vocab]`."""
 
     @abstractmethod
     def select_rows(self, rows: Tensor) -> None:

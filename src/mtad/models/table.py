@@ -25,6 +25,8 @@ class TableRunner(ModelRunner):
         self.device = table.device
         self.max_positions = None
         self.num_calls = 0
+        self._tokens = torch.zeros(0, 0, dtype=torch.int64, device=table.device)
+        self._positions = self._tokens
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See `ModelRunner.forward`."""
@@ -33,9 +35,7 @@ class TableRunner(ModelRunner):
         self._tokens[rows, batch.slots] = batch.tokens
         self._positions[rows, batch.slots] = batch.positions
         visible = batch.visible_slots()
-        index = []
-        for back in range(self.order - 1, 0, -1):
-            index.append(self._seen_token(batch, visible, back))
+        index = [self._seen_token(batch, visible, back) for back in range(self.order - 1, 0, -1)]
         return self.table[(*index, batch.tokens)][:, -batch.num_logits :]
 
     def select_rows(self, rows: Tensor) -> None:

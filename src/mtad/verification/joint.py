@@ -37,7 +37,7 @@ class JointVerifier:
 
 
 def winner_reference(tree: TokenTree) -> Tensor:
-    """log Q of the winner's prefix at every node's depth, `[batch, nodes]` natural log.
+    """Joint draft log-probability of the winner's prefix at every node's depth, `[batch, nodes]` natural log.
 
     The prefix is traced through the winner's own ancestors, not read off its slot in each level.
     """

@@ -1,0 +1,224 @@
+"""The engine: loads a pair of models and decodes with any method."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any, Self, overload
+
+import torch
+
+from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
+from mtad.config import GenerationOptions, ModelOptions, replace_settings
+from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces, needs_draft_model
+from mtad.errors import CapacityError, MtadError
+from mtad.models.loading import LoadedModels, load_models
+from mtad.structures import GenerationResult, Piece, RowSettings
+
+DEFAULT_BATCH_SIZE = 8
+
+
+class Engine:
+    """A target, its draft and a tokenizer, ready to decode.
+
+    One call decodes at a time; a second one while a stream is open raises `MtadError`.
+
+    Args:
+        models: What `load_models` returned.
+    """
+
+    def __init__(self, models: LoadedModels) -> None:
+        self.models = models
+        self.tokenizer = models.tokenizer
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(cls, target: str = "smollm2", *, draft: str | None = None, **options: Any) -> Self:
+        """Load a pair of models.
+
+        Args:
+            target: `smollm2` (the default pair), a local folder, or a hub id.
+            draft: Folder or hub id of the auxiliary model; the default pair brings its own.
+            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `device_map`, `revision`.
+
+        Raises:
+            ModelLoadError: Something cannot be loaded, or the two do not fit.
+        """
+        base = ModelOptions(target=target, draft=draft)
+        return cls(load_models(replace_settings(base, options, "from_pretrained")))
+
+    @overload
+    def generate(self, prompts: str, options: GenerationOptions | None = None, **changes: Any) -> GenerationResult: ...
+
+    @overload
+    def generate(
+        self, prompts: Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
+    ) -> list[GenerationResult]: ...
+
+    def generate(
+        self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
+    ) -> GenerationResult | list[GenerationResult]:
+        """Decode one prompt or a list of them.
+
+        Args:
+            prompts: One text, or a list of texts, token id lists or conversations. A single conversation or token
+                list goes into a list of one.
+            options: Settings; defaults where not given.
+            **changes: Single settings by name, and what `stream` takes.
+
+        Returns:
+            One result for a text, else a list in the order of the prompts.
+        """
+        batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        found = {piece.row: piece.result for piece in self.stream(batch, options, **changes) if piece.result}
+        results = [found[row] for row in range(len(batch))]
+        return results[0] if isinstance(prompts, str) else results
+
+    def stream(
+        self,
+        prompts: str | Sequence[Prompt],
+        options: GenerationOptions | None = None,
+        *,
+        style: PromptFormat | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        **changes: Any,
+    ) -> Generator[Piece, None, None]:
+        """Decode and yield pieces as they become final, with the provenance of every token.
+
+        Args:
+            prompts: As in `generate`.
+            options: Settings; defaults where not given.
+            style: How text prompts are wrapped.
+            batch_size: Prompts decoded at a time.
+            **changes: Single settings by name.
+
+        Raises:
+            ConfigError: A setting is out of bounds or does not fit the others.
+            PromptError: A prompt is empty or malformed.
+            CapacityError: A prompt does not fit the model or the memory.
+        """
+        batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
+        token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
+        requests = [self._request(row, prompt, resolved) for row, prompt in enumerate(token_ids)]
+        return self._run(requests, resolved, batch_size)
+
+    async def generate_async(
+        self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
+    ) -> GenerationResult | list[GenerationResult]:
+        """`generate` in a worker thread."""
+        return await asyncio.to_thread(lambda: self.generate(prompts, options, **changes))
+
+    async def stream_async(
+        self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
+    ) -> AsyncIterator[Piece]:
+        """`stream` in a worker thread, one iteration at a time; closing it stops the work."""
+        pieces = self.stream(prompts, options, **changes)
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                yield piece
+        finally:
+            await asyncio.to_thread(pieces.close)
+
+    def resolve(self, options: GenerationOptions) -> GenerationOptions:
+        """Fill open sampling settings from the model's generation config, else 1.0 / top-k 10 / top-p 0.9."""
+        defaults = self.models.defaults
+        choices = {
+            "temperature": (options.temperature, defaults.temperature, 1.0),
+            "top_k": (options.top_k, defaults.top_k, 10),
+            "top_p": (options.top_p, defaults.top_p, 0.9),
+        }
+        filled = {name: next(value for value in values if value is not None) for name, values in choices.items()}
+        return replace(options, **filled)  # type: ignore[arg-type]
+
+    def _request(self, row: int, prompt: list[int], options: GenerationOptions) -> Request:
+        limit = self._position_limit(options)
+        if limit is not None and len(prompt) >= limit:
+            raise CapacityError(
+                f"prompt {row + 1} has {len(prompt)} tokens, but the models read at most {limit}, "
+                "the answer included; shorten the prompt"
+            )
+        room = options.max_new_tokens if limit is None else min(options.max_new_tokens, limit - len(prompt))
+        assert options.temperature is not None
+        assert options.top_k is not None
+        assert options.top_p is not None
+        return Request(
+            row=row,
+            prompt=prompt,
+            settings=RowSettings(
+                seed=options.seed,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                threshold=options.threshold,
+            ),
+            limits=AnswerLimits(
+                max_new_tokens=room, eos_token_ids=self._eos_token_ids(options), stop=tuple(options.stop)
+            ),
+        )
+
+    def _position_limit(self, options: GenerationOptions) -> int | None:
+        runners = [self.models.target]
+        if needs_draft_model(options) and self.models.draft is not None:
+            runners.append(self.models.draft)
+        limits = [runner.max_positions for runner in runners if runner.max_positions is not None]
+        return min(limits, default=None)
+
+    def _eos_token_ids(self, options: GenerationOptions) -> frozenset[int]:
+        return frozenset() if options.ignore_eos else self.models.defaults.eos_token_ids
+
+    def _run(
+        self, requests: list[Request], options: GenerationOptions, batch_size: int
+    ) -> Generator[Piece, None, None]:
+        assert options.temperature is not None
+        decoder = build_decoder(
+            options,
+            self.models.target,
+            self.models.draft,
+            self._eos_token_ids(options),
+            temperature=options.temperature,
+        )
+        config = asdict(options) | {"models": asdict(self.models.options)}
+        facts = RunFacts(method=options.method, config=config, gamma=decoder.gamma)
+
+        def pieces() -> Generator[Piece, None, None]:
+            with self._exclusive(), _memory_errors():
+                for start in range(0, len(requests), batch_size):
+                    batch = requests[start : start + batch_size]
+                    yield from generate_pieces(decoder, batch, self._decode, facts)
+
+        return pieces()
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise MtadError("the engine is already decoding; finish or close the other stream first")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn the many faces of exhausted memory into one sentence."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _out_of_memory() from error
+    except RuntimeError as error:
+        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
+            raise _out_of_memory() from error
+        raise
+
+
+def _out_of_memory() -> CapacityError:
+    return CapacityError(
+        "out of memory while decoding; lower --batch-size, --max-new-tokens, --gamma or --beam-width, "
+        "or shorten the prompts"
+    )

@@ -1,0 +1,134 @@
+"""`mtad generate`: decode one prompt, a file of prompts, or standard input."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtad.cli.parser import add_common, read_settings
+from mtad.cli.prompt_files import read_prompts
+from mtad.config import GenerationOptions, ModelOptions
+from mtad.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from mtad.api import Engine, PromptFormat
+    from mtad.structures.results import Piece
+
+EXAMPLES = """examples:
+  mtad generate "Explain why the sky is blue."
+  mtad generate --threshold 0.9 --gamma 6 --seed 7 "Tell me a story."
+  mtad generate --method autoregressive --temperature 0 --json "Name three rivers."
+  mtad generate --prompts-file questions.jsonl --json > answers.jsonl
+  echo "Once upon a time" | mtad generate --raw --max-new-tokens 64
+  mtad generate --target ./my-model --draft ./my-draft --adapter ./my-lora "SELECT"
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add the `generate` subcommand."""
+    parser = commands.add_parser(
+        "generate",
+        help="decode a prompt, a file of prompts, or standard input",
+        description="Decode with a target model and a draft; text goes to stdout, everything else to stderr.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; standard input when left out")
+    parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt per line: text, or .jsonl")
+    template = parser.add_mutually_exclusive_group()
+    template.add_argument("--chat", dest="is_chat", action="store_true", default=None, help="use the chat template")
+    template.add_argument("--raw", dest="is_chat", action="store_false", default=None, help="continue the bare text")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts decoded at once (default: 8)")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="print tokens as they come (default: for one prompt on a terminal)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document per prompt and nothing else on stdout")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the subcommand; returns the exit status."""
+    models, generation = read_settings(options)
+    if options.batch_size < 1:
+        raise ConfigError(f"batch_size must be >= 1, got {options.batch_size}")
+    prompts = _collect_prompts(options)
+    engine = load_engine(models, generation)
+
+    from mtad.api import PromptFormat
+
+    style = PromptFormat(is_chat=options.is_chat, system=options.system)
+    return _decode(engine, prompts, generation, style, options)
+
+
+def load_engine(models: ModelOptions, generation: GenerationOptions) -> "Engine":
+    """Load the models that the method needs."""
+    from mtad.api import Engine
+    from mtad.cli.terminal import note
+    from mtad.decoding import needs_draft_model
+    from mtad.models.loading import load_models
+
+    wants_draft = needs_draft_model(generation)
+    note(f"loading {models.target} ...")
+    return Engine(load_models(models, wants_draft=wants_draft))
+
+
+def _collect_prompts(options: argparse.Namespace) -> list[Any]:
+    if options.prompts_file is not None:
+        if options.prompt is not None:
+            raise ConfigError("got both a prompt and --prompts-file; give one of them")
+        return read_prompts(options.prompts_file)
+    if options.prompt is not None:
+        prompt = options.prompt
+    elif sys.stdin.isatty():
+        raise PromptError("no prompt; give one as an argument, with --prompts-file, or on standard input")
+    else:
+        prompt = _read_stdin()
+    if not prompt.strip():
+        raise PromptError("the prompt is empty; give some text to continue or answer")
+    return [prompt]
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not UTF-8 (byte {error.start}); pipe UTF-8 text") from error
+
+
+def _decode(
+    engine: "Engine",
+    prompts: list[Any],
+    generation: GenerationOptions,
+    style: "PromptFormat",
+    options: argparse.Namespace,
+) -> int:
+    from mtad.cli.output import JsonOutput, StreamOutput, TextOutput
+    from mtad.cli.terminal import wants_color
+
+    is_colored = wants_color(options.color, sys.stdout)
+    streams = options.stream if options.stream is not None else len(prompts) == 1 and sys.stdout.isatty()
+    output: JsonOutput | StreamOutput | TextOutput
+    if options.json:
+        output = JsonOutput(prompts)
+    elif streams and len(prompts) == 1:
+        output = StreamOutput(is_colored=is_colored)
+    else:
+        output = TextOutput(prompts, is_colored=is_colored)
+    pieces = engine.stream(prompts, generation, style=style, batch_size=options.batch_size)
+    return _drain(pieces, output)
+
+
+def _drain(pieces: "Iterator[Piece]", output: Any) -> int:
+    """Feed every piece to the output; an interrupt keeps what is there and gives status 130."""
+    with output:
+        try:
+            for piece in pieces:
+                output.take(piece)
+        except KeyboardInterrupt:
+            output.interrupt()
+            return 130
+    return 0
