@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtad.errors import CapacityError, UnsupportedModelError
+from mtad.errors import CapacityError
+from mtad.models.architecture import check_architecture, longest_sequence, smallest_window, unsupported
 from mtad.models.attention import ATTENTION_NAME, BATCH_ARGUMENT
 from mtad.models.cache import SlotCache
 from mtad.models.forward import ForwardBatch
 from mtad.models.runner import ModelRunner
-
-_FULL_ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
 
 class TransformersRunner(ModelRunner):
@@ -29,17 +28,18 @@ class TransformersRunner(ModelRunner):
     """
 
     def __init__(self, model: Any, *, vocab_size: int | None = None) -> None:
-        check_architecture(model)
+        check_architecture(type(model), model.config)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         width = int(self.config.vocab_size)
         self.vocab_size = min(width, vocab_size or width)
         self.device = model.get_input_embeddings().weight.device
-        self.max_positions = getattr(self.config, "max_position_embeddings", None)
+        self.max_positions = longest_sequence(self.config)
         self._sliding_window = smallest_window(self.config)
         parameters = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
-        self._takes_positions = "position_ids" in parameters
+        if "position_ids" not in parameters:
+            raise unsupported(type(model), model.config, "its forward call takes no positions")
         self.cache: SlotCache | None = None
 
     @contextmanager
@@ -56,7 +56,7 @@ class TransformersRunner(ModelRunner):
         """Switch the model to tree attention for good."""
         self.model.set_attn_implementation(ATTENTION_NAME)
         if self.config._attn_implementation != ATTENTION_NAME:
-            raise _unsupported(self.model, "its attention cannot be replaced")
+            raise unsupported(type(self.model), self.model.config, "its attention cannot be replaced")
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
@@ -84,6 +84,10 @@ class TransformersRunner(ModelRunner):
         self.cache.select_rows(rows)
         self.lengths = self.lengths[rows]
 
+    def release(self) -> None:
+        """Give the cache's memory back."""
+        self.cache = None
+
     def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
         if self._sliding_window is not None and num_slots > self._sliding_window:
             raise CapacityError(
@@ -95,38 +99,3 @@ class TransformersRunner(ModelRunner):
     def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
         assert self.cache is not None
         self.cache.move(sources, targets)
-
-
-def smallest_window(config: Any) -> int | None:
-    """Tokens the narrowest attention layer sees, or None where every layer sees all."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    if not getattr(config, "use_sliding_window", True):
-        return None
-    return getattr(config, "sliding_window", None)
-
-
-def check_architecture(model: Any) -> None:
-    """Refuse by name what tree attention over a static cache cannot serve.
-
-    Raises:
-        UnsupportedModelError: Encoder-decoder, state-space, hybrid or non-interface attention models.
-    """
-    config = model.config
-    if config.is_encoder_decoder:
-        raise _unsupported(model, "it is an encoder-decoder model")
-    if getattr(model, "_is_stateful", False):
-        raise _unsupported(model, "its state-space or hybrid cache cannot be rolled back")
-    layer_types = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
-    if not layer_types <= _FULL_ATTENTION_TYPES:
-        raise _unsupported(model, f"it has layers of type {sorted(layer_types - _FULL_ATTENTION_TYPES)}")
-    if not getattr(model, "_supports_attention_backend", False):
-        raise _unsupported(model, "it does not follow transformers' attention interface")
-
-
-def _unsupported(model: Any, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{type(model).__name__} ({model.config.model_type}) cannot be served: {reason}; "
-        "use a decoder-only model with full attention, such as Llama, Qwen, Mistral, Gemma, GPT-2, OPT or GPT-NeoX"
-    )

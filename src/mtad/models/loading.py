@@ -1,0 +1,155 @@
+"""Names and folders become a pair of runners with one tokenizer."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtad.config import ModelOptions
+from mtad.models.adapters import merge_adapter, resolve_adapter
+from mtad.models.architecture import TESTED_MODEL_TYPES
+from mtad.models.checkpoints import load_causal_model, read_model_config
+from mtad.models.pairs import KNOWN_PAIRS, resolve_model
+from mtad.models.placement import choose_device, choose_dtype, dtype_name
+from mtad.models.probe import check_tree_logits
+from mtad.models.tokenizers import check_draft_tokenizer, has_tokenizer, load_tokenizer, shared_vocab_size
+from mtad.models.transformers_runner import TransformersRunner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a model's own files say about sampling; None where they are silent.
+
+    Attributes:
+        temperature: Softmax temperature.
+        top_k: Most likely tokens kept, 0 keeps all.
+        top_p: Nucleus mass kept.
+        eos_token_ids: Tokens that end an answer.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    eos_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModels:
+    """A target, its draft, their tokenizer, and how they were loaded.
+
+    Attributes:
+        target: The large model, switched to tree attention.
+        draft: The auxiliary model on the target's device, or None.
+        tokenizer: The target's.
+        defaults: What the target's files say about sampling.
+        options: The options with device, dtype and draft put in.
+    """
+
+    target: TransformersRunner
+    draft: TransformersRunner | None
+    tokenizer: Any
+    defaults: SamplingDefaults
+    options: ModelOptions
+
+
+def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedModels:
+    """Load a target, and a draft where one is named or belongs to the pair.
+
+    Args:
+        options: Which models, and where they run.
+        wants_draft: False leaves the draft out.
+
+    Raises:
+        ConfigError: A device that does not exist.
+        ModelLoadError: A model, adapter or tokenizer cannot be loaded; the message says why and what to do.
+        UnsupportedModelError: An architecture that tree attention cannot serve.
+        VocabularyMismatchError: Target and draft do not share a vocabulary.
+        CapacityError: The memory is not there.
+    """
+    device = choose_device(options.device)
+    target_source = resolve_model(options.target, "target")
+    config = read_model_config(target_source, "target", options.revision)
+    dtype = choose_dtype(options.dtype, config.get_text_config(decoder=True).dtype or config.dtype, device)
+    tokenizer = load_tokenizer(target_source, "target", options.revision)
+    draft_name = _draft_name(options) if wants_draft else None
+    draft_source = None if draft_name is None else resolve_model(draft_name, "draft")
+    if draft_source is not None:
+        check_draft_tokenizer(tokenizer, target_source, draft_source)
+    draft_config = None if draft_source is None else read_model_config(draft_source, "draft")
+    vocab_size = _shared_size(tokenizer, config, draft_config, draft_source)
+    target = _load_target(options, target_source, config, dtype, device)
+    defaults = sampling_defaults(target, tokenizer)
+    target_runner = _serve(target, vocab_size)
+    draft_runner = None
+    if draft_source is not None:
+        draft = load_causal_model(draft_source, "draft", draft_config, dtype=dtype, device=target_runner.device)
+        draft_runner = _serve(draft, vocab_size)
+    resolved = replace(
+        options, device=str(target_runner.device), dtype=dtype_name(dtype), draft=draft_name or options.draft
+    )
+    return LoadedModels(
+        target=target_runner, draft=draft_runner, tokenizer=tokenizer, defaults=defaults, options=resolved
+    )
+
+
+def sampling_defaults(model: Any, tokenizer: Any) -> SamplingDefaults:
+    """Read what a model's generation config and config state explicitly; the tokenizer's EOS is the last resort."""
+    stated = model.generation_config
+    token_ids = _as_ids(stated.eos_token_id) | _as_ids(getattr(model.config, "eos_token_id", None))
+    return SamplingDefaults(
+        temperature=stated.temperature,
+        top_k=stated.top_k,
+        top_p=stated.top_p,
+        eos_token_ids=token_ids or _as_ids(tokenizer.eos_token_id),
+    )
+
+
+def _as_ids(value: int | list[int] | None) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    return frozenset({value} if isinstance(value, int) else value)
+
+
+def _draft_name(options: ModelOptions) -> str | None:
+    """The named draft, else the pair's own under the pair's name."""
+    if options.draft is not None:
+        return options.draft
+    return options.target if options.target in KNOWN_PAIRS else None
+
+
+def _shared_size(tokenizer: Any, config: Any, draft_config: Any, draft_source: Path | str | None) -> int:
+    is_compared = not isinstance(draft_source, Path) or has_tokenizer(draft_source)
+    draft_width = None if draft_config is None else _width(draft_config)
+    return shared_vocab_size(tokenizer, _width(config), draft_width, is_compared=is_compared)
+
+
+def _width(config: Any) -> int:
+    return int(config.get_text_config(decoder=True).vocab_size)
+
+
+def _load_target(
+    options: ModelOptions, source: Path | str, config: Any, dtype: torch.dtype, device: torch.device
+) -> Any:
+    adapter = None if options.adapter is None else resolve_adapter(options.adapter)
+    # A merge in half precision would round small updates away.
+    wide = dtype if adapter is None else torch.promote_types(dtype, torch.float32)
+    model = load_causal_model(
+        source,
+        "target",
+        config,
+        dtype=wide,
+        device=device,
+        device_map=options.device_map,
+        revision=options.revision,
+    )
+    return model if adapter is None else merge_adapter(model, adapter, dtype)
+
+
+def _serve(model: Any, vocab_size: int) -> TransformersRunner:
+    """A runner with tree attention, probed once unless the tests cover its type."""
+    runner = TransformersRunner(model, vocab_size=vocab_size)
+    if model.config.model_type not in TESTED_MODEL_TYPES:
+        check_tree_logits(runner)
+    runner.attach()
+    return runner
