@@ -25,12 +25,13 @@ class AssistedDecoder(Decoder):
     """
 
     def __init__(self, target: ModelRunner, drafter: Drafter, verifier: Verifier) -> None:
-        super().__init__(target, extra_slots=drafter.num_nodes, one_hot_at_zero=verifier.is_lossless)
+        super().__init__(target, extra_slots=drafter.num_nodes + drafter.gamma, one_hot_at_zero=verifier.is_lossless)
         self.drafter = drafter
         self.verifier = verifier
         self.gamma = drafter.gamma
+        # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch.
         if drafter.runner is not None:
-            self._runners.append((drafter.runner, drafter.num_slots))
+            self._runners.append((drafter.runner, drafter.num_slots + drafter.gamma))
 
     @torch.inference_mode()
     def step(self, active: list[bool]) -> list[RowOutcome | None]:

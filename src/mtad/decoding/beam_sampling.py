@@ -41,7 +41,7 @@ class BeamSamplingDecoder(Decoder):
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """See `Decoder.step`."""
         started = perf_counter()
-        beams = self._draw_beams()
+        beams = self._draw_beams(active)
         origins = beams.origins.unsqueeze(-1)
         length = self._tokens.shape[-1]
         assert beams.unwarped is not None
@@ -70,12 +70,12 @@ class BeamSamplingDecoder(Decoder):
         self._limits = [self._limits[row] for row in rows]
         self._num_rows = len(rows)
 
-    def _draw_beams(self) -> Beams:
+    def _draw_beams(self, active: list[bool]) -> Beams:
         """One target call and one draw; reorders the cache so that row r, beam w is cache row r * width + w."""
         width = self._sampler.width
         depth = self._tokens.shape[-1] + 1
         positions = self.target.lengths.view(self._num_rows, -1)[:, 0].clone()
-        logits = self._score_pending().view(self._num_rows, -1, self.target.vocab_size)
+        logits = self._score_pending(active).view(self._num_rows, -1, self.target.vocab_size)
         before = Beams.root(logits) if self._beams is None else self._beams
         beams = self._sampler.expand(before, logits, self.rows.at(positions), depth)
         first = torch.arange(self._num_rows, device=logits.device).unsqueeze(1) * logits.shape[1]
@@ -83,11 +83,12 @@ class BeamSamplingDecoder(Decoder):
         self.pending = beams.tokens.reshape(self._num_rows * width)
         return beams
 
-    def _score_pending(self) -> Tensor:
+    def _score_pending(self, active: list[bool]) -> Tensor:
+        """Logits after the newest token of every beam; ended rows stay where they are, so that they cannot overflow."""
         tree = self._no_draft.draft(self.pending, self.pending, self.rows)
         logits = self.target.score_tree(self.pending, tree)[:, 0]
-        everywhere = torch.ones_like(self.pending, dtype=torch.bool)
-        self.target.keep_path(tree.tokens, torch.zeros_like(self.pending), everywhere)
+        is_active = torch.tensor(active, device=logits.device).repeat_interleave(len(logits) // len(active))
+        self.target.keep_path(tree.tokens, torch.zeros_like(self.pending), is_active)
         return logits
 
     def _read(self, beams: Beams, active: list[bool]) -> list[RowOutcome | None]:

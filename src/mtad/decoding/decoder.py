@@ -45,8 +45,8 @@ class Decoder(ABC):
             CapacityError: The caches do not fit the memory or the model's window.
         """
         device = self.target.device
-        room = max(len(prompt) + new for prompt, new in zip(prompts, max_new_tokens, strict=True))
         longest = max(len(prompt) for prompt in prompts)
+        room = longest + max(max_new_tokens)
         token_ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
         lengths = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
         for runner, extra_slots in self._runners:

@@ -47,9 +47,10 @@ class TableRunner(ModelRunner):
         """The visible token `back` positions before each query, 0 before the start."""
         wanted = (batch.positions - back).unsqueeze(-1)
         stored = self._positions[:, : batch.num_slots].unsqueeze(1)
-        match = visible & (stored == wanted)
-        assert bool((match.sum(-1) <= 1).all()), "two visible slots hold one position"
-        assert bool((match.any(-1) | (wanted.squeeze(-1) < 0)).all()), "a position of the context is not visible"
+        match = visible & (stored == wanted) & (wanted >= 0)
+        is_padding = batch.slots == self.num_slots - 1
+        is_exact = match.sum(-1) == (wanted >= 0).squeeze(-1)
+        assert bool((is_exact | is_padding).all()), "a position of the context is not visible exactly once"
         tokens = self._tokens[:, : batch.num_slots].unsqueeze(1)
         return torch.where(match, tokens, 0).sum(-1)
 

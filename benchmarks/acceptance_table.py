@@ -1,0 +1,200 @@
+"""Tokens per call and perplexity of every method on one pair of models, as one table.
+
+    python benchmarks/acceptance_table.py --prompts FOLDER --record benchmarks/records/NAME.json
+
+FOLDER holds `mt_bench/question.jsonl` and `spec_bench/question.jsonl`. Evenly spaced questions of both are decoded
+with every method at temperature 1, top-k 10, top-p 0.9. A killed run goes on where it was when given the same record.
+"""
+
+import argparse
+import json
+import math
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+import mtad
+from mtad import Engine, GenerationResult
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    label: str
+    settings: dict[str, Any]
+
+
+ROWS = (
+    Row("autoregressive sampling", {"method": "autoregressive"}),
+    Row("greedy", {"method": "autoregressive", "temperature": 0.0}),
+    Row("speculative, gamma 4", {"method": "speculative"}),
+    *(
+        Row(f"mtad gamma 4, width 4, top, tau {tau}", {"method": "mtad", "threshold": tau})
+        for tau in (0.1, 0.3, 0.5, 0.9)
+    ),
+    *(
+        Row(f"mtad gamma 4, width 4, {draw}, tau 0.5", {"method": "mtad", "draw": draw})
+        for draw in ("sample", "gumbel")
+    ),
+    Row("mtad gamma 8, width 4, top, tau 0.5", {"method": "mtad", "gamma": 8}),
+    *(Row(f"mmtad gamma 4, width 4, top, tau {tau}", {"method": "mmtad", "threshold": tau}) for tau in (0.1, 0.5, 0.9)),
+    *(
+        Row(f"mmtad gamma 4, width 4, {draw}, tau {tau}", {"method": "mmtad", "draw": draw, "threshold": tau})
+        for draw in ("gumbel", "sample")
+        for tau in (0.5, 0.9)
+    ),
+    Row("mmtad gamma 6, width 8, top, tau 0.5", {"method": "mmtad", "gamma": 6, "beam_width": 8}),
+)
+
+
+def main() -> int:
+    """Run the command line."""
+    options = _parse()
+    prompts = read_questions(options.prompts, options.num_prompts)
+    record = _open_record(options, len(prompts))
+    engine = Engine.from_pretrained(options.target, draft=options.draft, dtype=options.dtype, device=options.device)
+    record["models"] = {
+        "dtype": engine.models.options.dtype,
+        "device": engine.models.options.device,
+        "target": options.target,
+        "draft": options.draft or "the pair's own",
+    }
+    rows = [row for row in ROWS if options.only is None or options.only in row.label]
+    for row in tqdm(rows, unit="method"):
+        if row.label not in record["rows"]:
+            record["rows"][row.label] = measure(engine, prompts, row, options)
+            _write(options.record, record)
+    print(to_markdown(record))
+    print(json.dumps(record["rows"]))
+    return 0
+
+
+def read_questions(folder: Path, count: int) -> list[str]:
+    """First turns of evenly spaced questions, half from each file, texts over 2,000 characters left out."""
+    chosen: list[str] = []
+    for name in ("mt_bench", "spec_bench"):
+        lines = (folder / name / "question.jsonl").read_text(encoding="utf-8").splitlines()
+        turns = [json.loads(line)["turns"][0] for line in lines]
+        short = [turn for turn in turns if len(turn) <= 2000]
+        half = count // 2
+        chosen += [short[index * len(short) // half] for index in range(half)]
+    return chosen
+
+
+def measure(engine: Engine, prompts: list[str], row: Row, options: argparse.Namespace) -> dict[str, Any]:
+    """Decode all prompts with one method."""
+    settings: dict[str, Any] = {"gamma": 4, "beam_width": 4, "threshold": 0.5, "draw": "top"}
+    settings |= {"temperature": 1.0, "top_k": 10, "top_p": 0.9, "max_new_tokens": options.max_new_tokens}
+    settings |= row.settings
+    started = perf_counter()
+    results: list[GenerationResult] = []
+    for seed in range(options.seeds):
+        results += engine.generate(prompts, seed=seed, batch_size=options.batch_size, **settings)
+    return summarize(results, settings, perf_counter() - started)
+
+
+def summarize(results: list[GenerationResult], settings: dict[str, Any], wall_s: float) -> dict[str, Any]:
+    """Token-weighted figures over all answers."""
+    num_tokens = sum(result.stats.num_tokens for result in results)
+    calls = sum(result.stats.target_calls for result in results)
+    log_probs = [value for result in results for value in result.log_probs]
+    per_document = [sum(result.log_probs) / len(result.log_probs) for result in results]
+    depth = max(len(result.stats.acceptance_by_depth) for result in results)
+    kept = [length for result in results for length in result.accepted_lengths]
+    return {
+        "settings": settings,
+        "tokens_per_call": num_tokens / calls,
+        "perplexity": math.exp(-sum(log_probs) / len(log_probs)),
+        "perplexity_of_mean_document": math.exp(-sum(per_document) / len(per_document)),
+        "acceptance_by_depth": [sum(length > level for length in kept) / len(kept) for level in range(depth)],
+        "tokens_per_answer": num_tokens / len(results),
+        "share_cut_at_limit": sum(result.finish_reason == "length" for result in results) / len(results),
+        "num_answers": len(results),
+        "wall_s": wall_s,
+    }
+
+
+def to_markdown(record: dict[str, Any]) -> str:
+    """The table, with every method beside sampling and speculative decoding."""
+    rows = record["rows"]
+    sampling = rows.get("autoregressive sampling", {}).get("perplexity", math.nan)
+    lines = [
+        "| method | tokens per call | perplexity | against sampling | tokens per answer | kept by depth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, row in rows.items():
+        change = row["perplexity"] / sampling - 1
+        depths = " ".join(f"{share:.2f}" for share in row["acceptance_by_depth"])
+        lines.append(
+            f"| {label} | {row['tokens_per_call']:.2f} | {row['perplexity']:.2f} | {change:+.1%} | "
+            f"{row['tokens_per_answer']:.0f} | {depths} |"
+        )
+    return "\n".join(lines)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Tokens per call and perplexity of every method.")
+    parser.add_argument("--prompts", type=Path, required=True, help="folder with mt_bench and spec_bench")
+    parser.add_argument("--record", type=Path, required=True, help="JSON file to write, or to go on with")
+    parser.add_argument("--target", default="smollm2")
+    parser.add_argument("--draft")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--num-prompts", type=int, default=40)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--only", help="only rows whose label contains this text")
+    return parser.parse_args()
+
+
+def _open_record(options: argparse.Namespace, num_prompts: int) -> dict[str, Any]:
+    if options.record.exists():
+        record: dict[str, Any] = json.loads(options.record.read_text(encoding="utf-8"))
+        return record
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": _git("rev-parse", "HEAD"),
+        "is_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": {"processor": _processor(), "cores": torch.get_num_threads(), "system": platform.platform()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "mtad": mtad.__version__,
+        },
+        "num_prompts": num_prompts,
+        "rows": {},
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
