@@ -19,7 +19,7 @@ class Decoder(ABC):
 
     Attributes:
         gamma: Most drafted tokens an iteration can keep.
-        times: Seconds spent so far.
+        times: Seconds spent on the batch so far.
         pending: Last committed token, `[batch]` int64.
         previous: The token before it, `[batch]` int64.
     """
@@ -44,6 +44,7 @@ class Decoder(ABC):
         Raises:
             CapacityError: The caches do not fit the memory or the model's window.
         """
+        self.times = PhaseTimes()
         device = self.target.device
         longest = max(len(prompt) for prompt in prompts)
         room = longest + max(max_new_tokens)

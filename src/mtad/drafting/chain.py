@@ -13,6 +13,8 @@ from mtad.structures.tree import TokenTree
 class ChainDrafter:
     """Draws gamma tokens one by one from the auxiliary model (Leviathan et al. 2023, Chen et al. 2023).
 
+    Greedy rows take the most likely token at every depth.
+
     Args:
         runner: The auxiliary model.
         gamma: Tokens to draft, at least 1.
@@ -30,7 +32,8 @@ class ChainDrafter:
         tokens, log_probs, distributions = [], [], []
         for depth in range(1, self.gamma + 1):
             distribution = warp_logits(logits, rows)
-            token = draw_categorical(distribution, uniform(rows, Stream.DRAFT, depth, 1))
+            drawn = draw_categorical(distribution, uniform(rows, Stream.DRAFT, depth, 1))
+            token = torch.where(rows.is_greedy.unsqueeze(1), distribution.argmax(-1, keepdim=True), drawn)
             tokens.append(token)
             log_probs.append(distribution.gather(1, token))
             distributions.append(distribution)

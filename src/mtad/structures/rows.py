@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+LOWEST_TEMPERATURE = 1e-6
+"""Below this, float32 logits cannot be told apart, and dividing by it would overflow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowControls:
@@ -17,7 +20,7 @@ class RowControls:
         seeds: Seed of the row's random draws, int64.
         positions: Committed tokens of the row when the iteration starts, int64; the draws' counter.
         is_greedy: Rows decoded at temperature 0, bool.
-        temperatures: Softmax temperature of the warp, > 0, float32.
+        temperatures: Softmax temperature of the warp, at least `LOWEST_TEMPERATURE`, float32.
         top_ks: Highest-probability tokens kept, int64; 0 keeps all.
         top_ps: Nucleus mass kept, in (0, 1], float32.
         log_thresholds: Natural log of tau in (0, 1], float32.
@@ -67,7 +70,7 @@ class RowControls:
             seeds=column([setting.seed for setting in settings], torch.int64),
             positions=torch.zeros(len(settings), dtype=torch.int64, device=device),
             is_greedy=column([setting.temperature == 0 for setting in settings], torch.bool),
-            temperatures=column([warp.temperature for warp in warps], torch.float32),
+            temperatures=column([max(warp.temperature, LOWEST_TEMPERATURE) for warp in warps], torch.float32),
             top_ks=column([warp.top_k for warp in warps], torch.int64),
             top_ps=column([warp.top_p for warp in warps], torch.float32),
             log_thresholds=column([setting.threshold for setting in settings], torch.float64).log().float(),
