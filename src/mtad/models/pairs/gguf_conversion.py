@@ -1,7 +1,7 @@
 """Converting the GGUF file of a Llama model into a bfloat16 Hugging Face folder.
 
 The file is read directly, because loading it through transformers (5.23) drops the pre-tokenizer: SmolLM2 splits off
-each digit before anything else, without which "\\n\\n1" becomes three tokens where the model has seen two.
+each digit before anything else, without which a numbered list gets other tokens than the model was trained on.
 """
 
 from pathlib import Path
@@ -36,9 +36,8 @@ def convert_gguf(gguf_path: Path, folder: Path, reporter: Reporter) -> None:
     folder.mkdir()
     save_file(read_weights(reader, config, reporter), folder / WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    ).save_pretrained(folder)
+    special_ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    GenerationConfig(**special_ids).save_pretrained(folder)  # type: ignore[no-untyped-call]
     read_tokenizer(reader).save_pretrained(folder)
 
 
@@ -107,11 +106,9 @@ def read_weights(reader: GGUFReader, config: "LlamaConfig", reporter: Reporter) 
 
 def _restore_rotary_order(weight: np.ndarray, name: str, config: "LlamaConfig") -> np.ndarray:
     """GGUF interleaves the two halves of each query and key head's rotary dimensions; Hugging Face keeps them apart."""
-    if name.endswith("q_proj.weight"):
-        num_heads = config.num_attention_heads
-    elif name.endswith("k_proj.weight"):
-        num_heads = config.num_key_value_heads
-    else:
+    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    num_heads = heads.get(".".join(name.split(".")[-2:]))
+    if num_heads is None:
         return weight.copy()
     rows, columns = weight.shape
     halves = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
@@ -141,7 +138,7 @@ def read_tokenizer(reader: GGUFReader) -> "PreTrainedTokenizerFast":
     def special(key: str) -> str:
         return str(tokens[_value(reader, f"tokenizer.ggml.{key}_token_id")])
 
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token=special("bos"),
         eos_token=special("eos"),
