@@ -7,6 +7,8 @@ from mtad.config.fields import check_settings, setting
 from mtad.errors import ConfigError
 
 METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "mtjd")
+DRAFTER_NAMES = ("none", "chain", "beam", "beam_tree")
+VERIFIER_NAMES = ("target_only", "token_rejection", "joint")
 MAX_TREE_NODES = 64
 
 
@@ -33,14 +35,28 @@ class GenerationOptions:
     """How to decode. None means: from the model's generation config, or the default the help text names."""
 
     method: str = setting(str, "mmtad", "decoding method", choices=METHOD_NAMES)
-    drafter: str | None = setting(str, None, "drafter instead of the method's own: none, chain, beam, beam_tree")
-    verifier: str | None = setting(
-        str, None, "acceptance rule instead of the method's own: target_only, token_rejection, joint"
-    )
+    drafter: str | None = setting(str, None, "drafter instead of the method's own", choices=DRAFTER_NAMES)
+    verifier: str | None = setting(str, None, "acceptance rule instead of the method's own", choices=VERIFIER_NAMES)
     gamma: int = setting(int, 4, "tokens drafted per iteration", minimum=1, maximum=MAX_TREE_NODES)
     beam_width: int = setting(int, 4, "beams of the draft", minimum=1, maximum=MAX_TREE_NODES)
     threshold: float = setting(
         float, 0.5, "tau: a draft is kept while P(draft) > tau * Q(draft); lower keeps more", above=0, maximum=1
+    )
+    typical_epsilon: float = setting(
+        float, 0.09, "typical: a token is kept while p > min(epsilon, delta * exp(-entropy))", above=0, maximum=1
+    )
+    typical_delta: float = setting(float, 0.3, "typical: the delta of that bound; lower keeps more", above=0, maximum=1)
+    accept_single: float = setting(
+        float, 1.0, "threshold: a token with p at or above this is kept; lower keeps more", above=0, maximum=1
+    )
+    accept_accumulated: float = setting(
+        float, 1.0, "threshold: other tokens are kept with odds p / this; lower keeps more", above=0, maximum=1
+    )
+    fallback_threshold: float = setting(
+        float, 0.6, "big_little: the draft ends where its largest probability is below this", minimum=0, maximum=1
+    )
+    rollback_threshold: float = setting(
+        float, 5.0, "big_little: a token is kept while -log p is at most this; higher keeps more", minimum=0
     )
     draw: Literal["top", "gumbel", "sample"] = setting(
         str, "top", "how beams are drawn", choices=("top", "gumbel", "sample")

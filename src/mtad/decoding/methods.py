@@ -13,7 +13,7 @@ from mtad.decoding.joint_exact import JointExactDecoder
 from mtad.drafting import DRAFTERS, BeamSampler, DraftShape
 from mtad.errors import ConfigError
 from mtad.models.runner import ModelRunner
-from mtad.verification import VERIFIERS
+from mtad.verification import VERIFIERS, RuleSettings, Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
     """Drafter and rule of a method, with the options' own choices put in; None for methods of the target alone.
 
     Raises:
-        ConfigError: An unknown name, or a rule that cannot judge the drafter's trees.
+        ConfigError: A rule that cannot judge the drafter's trees, or parts for a method that takes none.
     """
     base = ASSISTED_METHODS.get(options.method)
     if base is None:
@@ -50,9 +50,7 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
             raise ConfigError(f"{options.method} takes no drafter or verifier; leave them out or choose another method")
         return None
     pair = AssistedMethod(options.drafter or base.drafter, options.verifier or base.verifier)
-    _check_name("drafter", pair.drafter, tuple(DRAFTERS))
-    _check_name("verifier", pair.verifier, tuple(VERIFIERS))
-    drafter, rule = DRAFTERS[pair.drafter], VERIFIERS[pair.verifier]()
+    drafter, rule = DRAFTERS[pair.drafter], _build_rule(pair, options)
     if pair.drafter == "none" and pair.verifier != "target_only":
         raise ConfigError(f"verifier {pair.verifier} needs a draft, got drafter none; choose another drafter")
     if rule.needs_distributions and not drafter.gives_distributions:
@@ -94,7 +92,7 @@ def build_decoder(
         if entry.needs_model and draft is None:
             raise ConfigError(f"method {options.method} needs a draft model; name one with --draft")
         shape = DraftShape(gamma=options.gamma, beam_width=options.beam_width, draw=options.draw, eos_token_ids=eos)
-        return AssistedDecoder(target, entry.build(draft, shape), VERIFIERS[pair.verifier]())
+        return AssistedDecoder(target, entry.build(draft, shape), _build_rule(pair, options))
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
@@ -103,6 +101,5 @@ def build_decoder(
     return JointBeamDecoder(target, options.gamma, sampler)
 
 
-def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise ConfigError(f"{kind} must be one of {', '.join(known)}, got {name!r}")
+def _build_rule(pair: AssistedMethod, options: GenerationOptions) -> Verifier:
+    return VERIFIERS[pair.verifier](RuleSettings.from_options(options))
