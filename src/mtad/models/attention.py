@@ -66,7 +66,8 @@ def tree_attention(
         output = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     else:
         output = _softcapped_attention(folded, key, value, mask, scaling or head_dim**-0.5, softcap)
-    return output.reshape(rows, heads, queries, -1).transpose(1, 2), None
+    # Some models flatten the heads with view, so the result must be contiguous as that of stock attention is.
+    return output.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
 
 
 def _softcapped_attention(

@@ -9,8 +9,14 @@ from mtad.models.architecture import unsupported
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.structures.tree import TokenTree, ancestor_bitmask
 
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
-"""Largest allowed difference of logits, as a share of their own standard deviation."""
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
+"""Largest allowed difference of logits, as a share of their own standard deviation.
+
+Stock softmax and norms round to float32 inside, even in a float64 model.
+"""
+
+DRIVING_ERRORS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+"""What a model raises that keeps its cache or attention in a way of its own."""
 
 _PARENTS = (-1, -1, 0, 0, 1, 3)
 _DEPTHS = (1, 1, 2, 2, 2, 3)
@@ -31,12 +37,11 @@ def check_tree_logits(runner: TransformersRunner) -> None:
     prompts = _random_tokens(runner, (2, max(_PROMPT_LENGTHS)), generator)
     tree = _probe_tree(_random_tokens(runner, (2, len(_PARENTS)), generator))
     lengths = torch.tensor(_PROMPT_LENGTHS, device=runner.device)
-    with runner.attached():
-        runner.allocate(2, max(_PROMPT_LENGTHS) + len(_PARENTS))
-        runner.prefill(prompts, lengths - 1)
-        pending = prompts.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
-        scored = runner.score_tree(pending, tree)
-    runner.release()
+    try:
+        scored = _score_tree(runner, prompts, lengths, tree)
+    except DRIVING_ERRORS as error:
+        reason = f"its forward call fails under tree attention ({type(error).__name__}: {error})"
+        raise unsupported(type(runner.model), runner.model.config, reason) from None
     worst = max(
         _difference(_stock_logits(runner, prompts[row, :length], tree, row), scored[row])
         for row, length in enumerate(_PROMPT_LENGTHS)
@@ -44,6 +49,18 @@ def check_tree_logits(runner: TransformersRunner) -> None:
     if not worst <= TOLERANCES.get(scored.dtype, 0.0):
         reason = f"its logits under tree attention differ from its own attention's (by {worst:.2g} deviations)"
         raise unsupported(type(runner.model), runner.model.config, reason)
+
+
+def _score_tree(runner: TransformersRunner, prompts: Tensor, lengths: Tensor, tree: TokenTree) -> Tensor:
+    """Logits of the tree behind the first `lengths` tokens of each row, `[2, 1 + nodes, vocab]`."""
+    try:
+        with runner.attached():
+            runner.allocate(len(prompts), prompts.shape[1] + tree.num_nodes)
+            runner.prefill(prompts, lengths - 1)
+            pending = prompts.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
+            return runner.score_tree(pending, tree)
+    finally:
+        runner.release()
 
 
 def _stock_logits(runner: TransformersRunner, prompt: Tensor, tree: TokenTree, row: int) -> Tensor:
