@@ -97,15 +97,27 @@ def load_causal_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, in one sentence
         )
     model, report = loaded
+    _check_report(report, type(model).__name__, source, role)
+    return model.requires_grad_(False)
+
+
+def _check_report(report: dict[str, Any], model_name: str, source: Path | str, role: str) -> None:
+    """Raise unless every weight of the model was in the checkpoint, in its shape."""
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"])
+        raise ModelLoadError(
+            f"got {role} {str(source)!r} whose {name} has shape {tuple(found)}, expected {tuple(expected)} by its "
+            "config.json; copy or download the model again"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelLoadError(
             f"got {role} {str(source)!r} without {len(missing)} of its weights (first: {missing[0]}), expected a whole "
-            f"{type(model).__name__}; copy or download the model again"
+            f"{model_name}; copy or download the model again"
         )
-    return model.requires_grad_(False)
 
 
 def _check_folder(folder: Path, role: str) -> None:
@@ -148,7 +160,7 @@ def _weight_files(folder: Path) -> set[str]:
 def _load_error(what: str, source: Path | str, error: Exception) -> ModelLoadError:
     if isinstance(source, Path):
         return ModelLoadError(
-            f"got a {what} in {source} that cannot be read ({_first_line(error)}); copy or download it again"
+            f"got a {what} in {source} that cannot be used ({_first_sentence(error)}); copy or download it again, or name another"
         )
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
         return ModelLoadError(
@@ -160,13 +172,14 @@ def _load_error(what: str, source: Path | str, error: Exception) -> ModelLoadErr
             "loaded from safetensors; check the spelling and the network, or name a local folder"
         )
     return ModelLoadError(
-        f"got the {what} {source!r} that cannot be loaded ({_first_line(error)}); name another model or a local folder"
+        f"got the {what} {source!r} that cannot be loaded ({_first_sentence(error)}); name another model or a local folder"
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.:')}" if lines else type(error).__name__
+    sentence = lines[0].split(". ")[0][:200].rstrip(".:") if lines else ""
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
 def _out_of_memory(what: str, source: Path | str) -> CapacityError:
