@@ -75,5 +75,6 @@ def chain_tree(
         valid=torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid,
         carried=torch.zeros_like(tokens, dtype=torch.bool) if carried is None else carried,
         draft_log_probs=draft_log_probs,
+        branching=(1,) * tokens.shape[1],
         depth=tokens.shape[1],
     )

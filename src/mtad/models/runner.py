@@ -142,7 +142,7 @@ class ModelRunner(ABC):
         """
         base = self.lengths.unsqueeze(1)
         tokens = torch.cat([pending.unsqueeze(1), tree.tokens], 1)
-        depths = torch.cat([tree.depths.new_zeros(1), tree.depths])
+        depths = torch.cat([torch.zeros_like(base), tree.depths], 1)
         batch = ForwardBatch(
             tokens=tokens,
             positions=base + depths,

@@ -13,13 +13,14 @@ MAX_TREE_NODES = 64
 class TokenTree:
     """A batch of drafted token trees with one shape, nodes in level order.
 
-    The root is the last committed token and is not a node. All rows share `parents` slots and `depths`
-    layout, but not the parents themselves. Node counts are at most `MAX_TREE_NODES`.
+    The root is the last committed token and is not a node. All rows have the same number of node slots, at most
+    `MAX_TREE_NODES`; what hangs where may differ from row to row.
 
     Attributes:
         tokens: Drafted token ids, `[batch, nodes]` int64.
         parents: Index of each node's parent node, -1 for the root, `[batch, nodes]` int64.
-        depths: Depth of each node slot, 1 for children of the root, `[nodes]` int64, never falling.
+        depths: Depth of each node, 1 for children of the root, `[batch, nodes]` int64, never falling along a row.
+            Drafters whose rows share one layout may give `[nodes]`, which is spread over the rows.
         joint_draft_log_probs: Natural log of the draft's joint probability of the path that ends in each
             node, under the draft's warped distribution, `[batch, nodes]` float.
         ancestors: Bit i is set when node i is the node itself or one of its ancestors, `[batch, nodes]` int64.
@@ -28,7 +29,10 @@ class TokenTree:
         carried: Whether the slot repeats a beam that already ended in EOS, `[batch, nodes]` bool. A carried
             node adds log 1 = 0 to both joint log-probabilities and emits nothing.
         draft_log_probs: Warped draft log-probabilities each node was drawn from, `[batch, nodes, vocab]`;
-            present only where a rule needs whole distributions.
+            present only where a rule needs whole distributions. Siblings carry the same one: the first sibling's.
+        branching: Children of every node by depth, root first, where that is fixed: then node i of a level has its
+            children at places i * count to (i + 1) * count - 1 of the next level. None for irregular trees.
+        has_replacement: Whether siblings were drawn with replacement, so that tokens may repeat among them.
         depth: Depth of the deepest level; read off `depths` when not given, which a captured graph cannot do.
     """
 
@@ -41,11 +45,15 @@ class TokenTree:
     valid: Tensor
     carried: Tensor
     draft_log_probs: Tensor | None = None
+    branching: tuple[int, ...] | None = None
+    has_replacement: bool = False
     depth: int = -1
 
     def __post_init__(self) -> None:
+        if self.depths.dim() == 1:
+            self.depths = self.depths.expand_as(self.tokens)
         if self.depth < 0:
-            self.depth = int(self.depths[-1]) if self.num_nodes else 0
+            self.depth = int(self.depths[:, -1].max()) if self.num_nodes else 0
 
     @property
     def num_nodes(self) -> int:
@@ -58,22 +66,21 @@ class TokenTree:
         return self.tokens.shape[0]
 
 
-def ancestor_bitmask(parents: Tensor) -> Tensor:
+def ancestor_bitmask(parents: Tensor, depth: int | None = None) -> Tensor:
     """Ancestor bits of every node, itself included.
 
     Args:
         parents: `[batch, nodes]` int64 in level order, -1 for the root; at most 64 nodes.
+        depth: Depth of the deepest level, where it is known; saves work.
 
     Returns:
         `[batch, nodes]` int64; bit i set when node i lies on the path to the node.
     """
-    batch, nodes = parents.shape
-    bits = torch.zeros(batch, nodes, dtype=torch.int64, device=parents.device)
-    own = torch.ones((), dtype=torch.int64, device=parents.device)
-    for node in range(nodes):
-        parent = parents[:, node]
-        inherited = bits.gather(1, parent.clamp(min=0).unsqueeze(1)).squeeze(1)
-        bits[:, node] = torch.where(parent >= 0, inherited, 0) | (own << node)
+    own = torch.ones_like(parents) << torch.arange(parents.shape[1], device=parents.device)
+    bits = own
+    for _ in range(1, parents.shape[1] if depth is None else depth):
+        inherited = bits.gather(1, parents.clamp(min=0))
+        bits = own | torch.where(parents >= 0, inherited, 0)
     return bits
 
 

@@ -45,7 +45,7 @@ def winner_reference(tree: TokenTree) -> Tensor:
     winner_bits = tree.ancestors.gather(1, tree.winner.unsqueeze(1))
     on_winner = ((winner_bits >> nodes) & 1).bool()
     by_depth = tree.joint_draft_log_probs.new_full((tree.batch_size, tree.depth), -torch.inf)
-    columns = (tree.depths - 1).expand_as(on_winner)
+    columns = tree.depths - 1
     values = torch.where(on_winner, tree.joint_draft_log_probs, -torch.inf)
     by_depth = by_depth.scatter_reduce(1, columns, values, "amax")
     return by_depth.gather(1, columns)
