@@ -160,7 +160,8 @@ def _weight_files(folder: Path) -> set[str]:
 def _load_error(what: str, source: Path | str, error: Exception) -> ModelLoadError:
     if isinstance(source, Path):
         return ModelLoadError(
-            f"got a {what} in {source} that cannot be used ({_first_sentence(error)}); copy or download it again, or name another"
+            f"got a {what} in {source} that cannot be used ({_first_sentence(error)}); "
+            "copy or download it again, or name another"
         )
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
         return ModelLoadError(
@@ -172,7 +173,8 @@ def _load_error(what: str, source: Path | str, error: Exception) -> ModelLoadErr
             "loaded from safetensors; check the spelling and the network, or name a local folder"
         )
     return ModelLoadError(
-        f"got the {what} {source!r} that cannot be loaded ({_first_sentence(error)}); name another model or a local folder"
+        f"got the {what} {source!r} that cannot be loaded ({_first_sentence(error)}); "
+        "name another model or a local folder"
     )
 
 
