@@ -89,6 +89,21 @@ class Run:
         return [results[row] for row in range(len(prompts))]
 
 
+def prefilled(
+    table: torch.Tensor, prompts: Sequence[Sequence[int]], room: int = 80
+) -> tuple[TableRunner, torch.Tensor, torch.Tensor]:
+    """A runner that has cached all but the last token of each prompt, and the last two tokens of each."""
+    runner = TableRunner(table)
+    longest = max(len(prompt) for prompt in prompts)
+    token_ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+    lengths = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    runner.allocate(len(prompts), longest + room)
+    runner.prefill(token_ids, lengths)
+    pending = torch.tensor([prompt[-1] for prompt in prompts])
+    previous = torch.tensor([prompt[-2] if len(prompt) > 1 else prompt[-1] for prompt in prompts])
+    return runner, previous, pending
+
+
 def letters(token_ids: Sequence[int]) -> str:
     """Token 0 is a, token 1 is b, and so on."""
     return "".join(chr(ord("a") + token) for token in token_ids)
