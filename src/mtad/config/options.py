@@ -8,7 +8,16 @@ from mtad.errors import ConfigError
 
 METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "mtjd")
 DRAFTER_NAMES = ("none", "chain", "beam", "beam_tree")
-VERIFIER_NAMES = ("target_only", "token_rejection", "joint")
+VERIFIER_NAMES = (
+    "target_only",
+    "exact_match",
+    "token_rejection",
+    "block",
+    "joint",
+    "typical",
+    "threshold",
+    "big_little",
+)
 MAX_TREE_NODES = 64
 
 
@@ -50,7 +59,7 @@ class GenerationOptions:
         float, 1.0, "threshold: a token with p at or above this is kept; lower keeps more", above=0, maximum=1
     )
     accept_accumulated: float = setting(
-        float, 1.0, "threshold: other tokens are kept with odds p / this; lower keeps more", above=0, maximum=1
+        float, 1.0, "threshold: other tokens are kept with probability p / this; lower keeps more", above=0, maximum=1
     )
     fallback_threshold: float = setting(
         float, 0.6, "big_little: the draft ends where its largest probability is below this", minimum=0, maximum=1

@@ -3,15 +3,37 @@
 from collections.abc import Callable
 
 from mtad.verification.base import TargetOnly, Verifier
+from mtad.verification.big_little import BigLittleVerifier
+from mtad.verification.block import BlockVerifier
+from mtad.verification.exact_match import ExactMatchVerifier
 from mtad.verification.joint import JointVerifier
 from mtad.verification.settings import RuleSettings
+from mtad.verification.threshold import ThresholdVerifier
 from mtad.verification.token_rejection import TokenRejectionVerifier
+from mtad.verification.typical import TypicalVerifier
 
 VERIFIERS: dict[str, Callable[[RuleSettings], Verifier]] = {
     "target_only": lambda settings: TargetOnly(),
+    "exact_match": lambda settings: ExactMatchVerifier(),
     "token_rejection": lambda settings: TokenRejectionVerifier(),
+    "block": lambda settings: BlockVerifier(),
     "joint": lambda settings: JointVerifier(),
+    "typical": lambda settings: TypicalVerifier(settings.typical_epsilon, settings.typical_delta),
+    "threshold": lambda settings: ThresholdVerifier(settings.accept_single, settings.accept_accumulated),
+    "big_little": lambda settings: BigLittleVerifier(settings.fallback_threshold, settings.rollback_threshold),
 }
 """Rules by name; `mtad.config.VERIFIER_NAMES` lists the same names."""
 
-__all__ = ["VERIFIERS", "JointVerifier", "RuleSettings", "TargetOnly", "TokenRejectionVerifier", "Verifier"]
+__all__ = [
+    "VERIFIERS",
+    "BigLittleVerifier",
+    "BlockVerifier",
+    "ExactMatchVerifier",
+    "JointVerifier",
+    "RuleSettings",
+    "TargetOnly",
+    "ThresholdVerifier",
+    "TokenRejectionVerifier",
+    "TypicalVerifier",
+    "Verifier",
+]

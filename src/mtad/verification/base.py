@@ -107,30 +107,3 @@ def joint_target_log_probs(tree: TokenTree, target_log_probs: Tensor) -> Tensor:
     step = target_log_probs[batch, tree.parents + 1, tree.tokens]
     step = torch.where(tree.carried, 0.0, step)
     return torch.where(ancestor_matrix(tree.ancestors), step.unsqueeze(1), 0.0).sum(-1)
-
-
-def joint_log_ratio_at(tree: TokenTree, target_log_probs: Tensor, node: Tensor) -> Tensor:
-    """log P - log Q of the path that ends in `node`, natural log, `[batch]`; 0 where nothing is kept (-1)."""
-    ratio = joint_target_log_probs(tree, target_log_probs) - tree.joint_draft_log_probs
-    return torch.where(node >= 0, ratio.gather(1, node.clamp(min=0).unsqueeze(1)).squeeze(1), 0.0)
-
-
-def deepest_node(tree: TokenTree, passes: Tensor, target_log_probs: Tensor) -> Tensor:
-    """End of the longest path whose nodes all pass; among equally long ones the likeliest under the target.
-
-    Args:
-        tree: The draft.
-        passes: What a rule says of each node by itself, `[batch, nodes]` bool.
-        target_log_probs: Warped natural logs, `[batch, 1 + nodes, vocab]`.
-
-    Returns:
-        Node index, -1 where no path passes, `[batch]` int64; the lowest index among exact ties.
-    """
-    passes = passes & tree.valid
-    whole_path = (passes.unsqueeze(1) | ~ancestor_matrix(tree.ancestors)).all(-1)
-    reached = torch.where(whole_path, tree.depths, 0)
-    deepest = reached.amax(1, keepdim=True)
-    scores = joint_target_log_probs(tree, target_log_probs).masked_fill(reached < deepest, -torch.inf)
-    # A kept path may have probability zero, so rank it above the nodes that are out of the race.
-    scores = torch.where(reached < deepest, -torch.inf, scores.clamp(min=torch.finfo(scores.dtype).min))
-    return torch.where(deepest.squeeze(1) > 0, scores.argmax(1), -1)
