@@ -34,26 +34,30 @@ class Row:
     settings: dict[str, Any]
 
 
+def _joint(method: str, draw: str, threshold: float, gamma: int = 4, width: int = 4) -> Row:
+    settings = {"method": method, "draw": draw, "threshold": threshold, "gamma": gamma, "beam_width": width}
+    return Row(f"{method} gamma {gamma}, width {width}, {draw}, tau {threshold}", settings)
+
+
 ROWS = (
     Row("autoregressive sampling", {"method": "autoregressive"}),
     Row("greedy", {"method": "autoregressive", "temperature": 0.0}),
     Row("speculative, gamma 4", {"method": "speculative"}),
-    *(
-        Row(f"mtad gamma 4, width 4, top, tau {tau}", {"method": "mtad", "threshold": tau})
-        for tau in (0.1, 0.3, 0.5, 0.9)
-    ),
-    *(
-        Row(f"mtad gamma 4, width 4, {draw}, tau 0.5", {"method": "mtad", "draw": draw})
-        for draw in ("sample", "gumbel")
-    ),
-    Row("mtad gamma 8, width 4, top, tau 0.5", {"method": "mtad", "gamma": 8}),
-    *(Row(f"mmtad gamma 4, width 4, top, tau {tau}", {"method": "mmtad", "threshold": tau}) for tau in (0.1, 0.5, 0.9)),
-    *(
-        Row(f"mmtad gamma 4, width 4, {draw}, tau {tau}", {"method": "mmtad", "draw": draw, "threshold": tau})
-        for draw in ("gumbel", "sample")
-        for tau in (0.5, 0.9)
-    ),
-    Row("mmtad gamma 6, width 8, top, tau 0.5", {"method": "mmtad", "gamma": 6, "beam_width": 8}),
+    _joint("mmtad", "top", 0.9),
+    _joint("mtad", "top", 0.5),
+    _joint("mmtad", "gumbel", 0.9),
+    _joint("mmtad", "sample", 0.9),
+    _joint("mtad", "top", 0.9),
+    _joint("mmtad", "top", 0.5),
+    _joint("mtad", "gumbel", 0.5),
+    _joint("mmtad", "gumbel", 0.5),
+    _joint("mtad", "top", 0.1),
+    _joint("mmtad", "top", 0.1),
+    _joint("mtad", "sample", 0.5),
+    _joint("mmtad", "top", 0.5, gamma=6, width=8),
+    _joint("mtad", "top", 0.3),
+    _joint("mtad", "top", 0.5, gamma=8),
+    _joint("mmtad", "sample", 0.5),
 )
 
 
@@ -61,7 +65,10 @@ def main() -> int:
     """Run the command line."""
     options = _parse()
     prompts = read_questions(options.prompts, options.num_prompts)
-    record = _open_record(options, len(prompts))
+    if options.record.exists():
+        record: dict[str, Any] = json.loads(options.record.read_text(encoding="utf-8"))
+    else:
+        record = open_record(len(prompts))
     engine = Engine.from_pretrained(options.target, draft=options.draft, dtype=options.dtype, device=options.device)
     record["models"] = {
         "dtype": engine.models.options.dtype,
@@ -73,7 +80,7 @@ def main() -> int:
     for row in tqdm(rows, unit="method"):
         if row.label not in record["rows"]:
             record["rows"][row.label] = measure(engine, prompts, row, options)
-            _write(options.record, record)
+            write_record(options.record, record)
     print(to_markdown(record))
     print(json.dumps(record["rows"]))
     return 0
@@ -158,10 +165,8 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _open_record(options: argparse.Namespace, num_prompts: int) -> dict[str, Any]:
-    if options.record.exists():
-        record: dict[str, Any] = json.loads(options.record.read_text(encoding="utf-8"))
-        return record
+def open_record(num_prompts: int) -> dict[str, Any]:
+    """An empty record that says how, on what and with which versions it was made."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _git("rev-parse", "HEAD"),
@@ -189,7 +194,8 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Replace the file in one step, so that a kill leaves the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
