@@ -1,10 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gguf import GGUFReader
 from tests.tiny_pairs import CHAT_TEMPLATE, write_gguf
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtad.errors import PairDownloadError
 from mtad.models.pairs.gguf_conversion import convert_gguf, read_tokenizer
@@ -28,9 +29,8 @@ def converted(gguf_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(converted: Path) -> PreTrainedTokenizerFast:
-    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(converted)
-    return loaded
+def tokenizer(converted: Path) -> Any:
+    return AutoTokenizer.from_pretrained(converted)
 
 
 def test_weights_are_those_that_transformers_reads(gguf_path: Path, converted: Path) -> None:
@@ -51,18 +51,18 @@ def test_the_configuration_is_kept(converted: Path) -> None:
     assert model.generation_config.eos_token_id == 2
 
 
-def test_digits_are_split_off_before_anything_else(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_digits_are_split_off_before_anything_else(tokenizer: Any) -> None:
     assert tokenizer.tokenize("\n\n12  3") == ["ĊĊ", "1", "2", "ĠĠ", "3"]
 
 
 @pytest.mark.parametrize(
     "text", ["hi", " two  spaces\n\n\ttab", "1234", "ünïcödé 漢字 😀", "<|im_start|>hi<|im_end|>", ""]
 )
-def test_text_survives_encoding_and_decoding(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_text_survives_encoding_and_decoding(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_special_tokens_and_chat_template_are_kept(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_special_tokens_and_chat_template_are_kept(tokenizer: Any) -> None:
     assert tokenizer.encode("<|endoftext|><|im_start|><|im_end|>") == [0, 1, 2]
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     assert tokenizer.chat_template == CHAT_TEMPLATE

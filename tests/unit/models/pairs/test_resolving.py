@@ -89,7 +89,7 @@ def test_a_damaged_draft_is_built_again_without_a_download(
 def test_an_interrupted_build_leaves_nothing_and_is_repeated(
     tiny_pair: TinyPair, pip: FakePip, folders: PairFolders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     root = folders.home.parents[1]
@@ -126,7 +126,7 @@ def test_two_processes_build_one_pair(tiny_pair: TinyPair, folders: PairFolders)
 
 def test_a_cache_that_cannot_be_written_is_an_error(tiny_pair: TinyPair, pip: FakePip, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(PairDownloadError, match="expected a writable folder.*MTAD_CACHE"):
+    with pytest.raises(PairDownloadError, match=r"expected a writable folder.*MTAD_CACHE"):
         ensure_pair(tiny_pair.source, tmp_path / "file" / "cache", progress=False)
 
 
