@@ -79,7 +79,7 @@ def main() -> int:
     rows = [row for row in ROWS if options.only is None or options.only in row.label]
     for row in tqdm(rows, unit="method"):
         if row.label not in record["rows"]:
-            record["rows"][row.label] = measure(engine, prompts, row, options)
+            record["rows"][row.label] = measure(engine, prompts, row, options) | {"commit": _git("rev-parse", "HEAD")}
             write_record(options.record, record)
     print(to_markdown(record))
     print(json.dumps(record["rows"]))
