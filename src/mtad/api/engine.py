@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Self, overload
 
@@ -12,7 +12,7 @@ import torch
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.config import GenerationOptions, ModelOptions, replace_settings
 from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces, needs_draft_model
-from mtad.errors import CapacityError, MtadError
+from mtad.errors import CapacityError, ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models
 from mtad.structures import GenerationResult, Piece, RowSettings
 
@@ -98,6 +98,8 @@ class Engine:
             PromptError: A prompt is empty or malformed.
             CapacityError: A prompt does not fit the model or the memory.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size}")
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
         token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
@@ -107,19 +109,34 @@ class Engine:
     async def generate_async(
         self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
     ) -> GenerationResult | list[GenerationResult]:
-        """`generate` in a worker thread."""
-        return await asyncio.to_thread(lambda: self.generate(prompts, options, **changes))
+        """`generate` in a worker thread; cancelling it stops the work after the iteration at hand."""
+        batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        found = {}
+        async with aclosing(self.stream_async(batch, options, **changes)) as pieces:
+            async for piece in pieces:
+                if piece.result is not None:
+                    found[piece.row] = piece.result
+        results = [found[row] for row in range(len(batch))]
+        return results[0] if isinstance(prompts, str) else results
 
     async def stream_async(
         self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """`stream` in a worker thread, one iteration at a time; closing it stops the work."""
         pieces = self.stream(prompts, options, **changes)
+        step: asyncio.Future[Piece | None] | None = None
         try:
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
+                piece = await asyncio.shield(step)
+                if piece is None:
+                    break
                 yield piece
         finally:
-            await asyncio.to_thread(pieces.close)
+            if step is not None:
+                # A cancelled caller leaves its iteration running, and a running generator cannot be closed.
+                await asyncio.gather(step, return_exceptions=True)
+            pieces.close()
 
     def resolve(self, options: GenerationOptions) -> GenerationOptions:
         """Fill open sampling settings from the model's generation config, else 1.0 / top-k 10 / top-p 0.9."""
@@ -131,6 +148,10 @@ class Engine:
         }
         filled = {name: next(value for value in values if value is not None) for name, values in choices.items()}
         return replace(options, **filled)  # type: ignore[arg-type]
+
+    def settings_record(self, options: GenerationOptions) -> dict[str, Any]:
+        """Every setting of a run, resolved and with the models', as results keep it."""
+        return asdict(self.resolve(options)) | {"models": asdict(self.models.options)}
 
     def _request(self, row: int, prompt: list[int], options: GenerationOptions) -> Request:
         limit = self._position_limit(options)
@@ -179,8 +200,7 @@ class Engine:
             self._eos_token_ids(options),
             temperature=options.temperature,
         )
-        config = asdict(options) | {"models": asdict(self.models.options)}
-        facts = RunFacts(method=options.method, config=config, gamma=decoder.gamma)
+        facts = RunFacts(method=options.method, config=self.settings_record(options), gamma=decoder.gamma)
 
         def pieces() -> Generator[Piece, None, None]:
             with self._exclusive(), _memory_errors():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from mtad.errors import PromptError
@@ -17,7 +18,7 @@ class PromptFormat:
 
     Attributes:
         is_chat: Wrap text as a user message in the tokenizer's chat template; None does so where there is one.
-        system: System message in front of text prompts; needs the chat template.
+        system: System message in front of texts, and of conversations that have none; needs the chat template.
     """
 
     is_chat: bool | None = None
@@ -33,42 +34,75 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, style: PromptFormat) -> list[i
         style: How text is wrapped; ignored for token ids.
 
     Raises:
-        PromptError: The prompt is empty, or asks for a chat template that the tokenizer lacks.
+        PromptError: The prompt is empty or malformed, or asks for a chat template that the tokenizer lacks.
     """
     if isinstance(prompt, str):
-        if not prompt.strip():
-            raise PromptError("the prompt is empty; give some text to continue or answer")
         token_ids = _encode_text(tokenizer, prompt, style)
-    elif prompt and all(isinstance(item, int) for item in prompt):
+    elif _is_list_of(prompt, Integral):
         token_ids = [int(item) for item in prompt]  # type: ignore[arg-type]
         _check_ids(tokenizer, token_ids)
-    elif prompt and all(isinstance(item, Mapping) for item in prompt):
-        token_ids = _apply_template(tokenizer, list(prompt))
+    elif _is_list_of(prompt, Mapping):
+        token_ids = _encode_messages(tokenizer, list(prompt), style)
     else:
-        raise PromptError(f"a prompt must be text, token ids or messages, and not empty; got {prompt!r}")
+        raise PromptError(
+            f"a prompt must be text, a list of token ids or a list of messages, and not empty; got {prompt!r}"
+        )
     if not token_ids:
         raise PromptError("the prompt has no tokens; give some text to continue or answer")
     return token_ids
 
 
+def _is_list_of(prompt: Any, kind: type) -> bool:
+    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and len(prompt) > 0
+    return is_list and all(isinstance(item, kind) for item in prompt)
+
+
 def _encode_text(tokenizer: Any, text: str, style: PromptFormat) -> list[int]:
+    if not text.strip():
+        raise PromptError("the prompt is empty; give some text to continue or answer")
+    _check_characters(text)
     has_template = getattr(tokenizer, "chat_template", None) is not None
     is_chat = has_template if style.is_chat is None else style.is_chat
     if style.system is not None and not is_chat:
         raise PromptError("a system message needs the chat template; use chat formatting or leave it out")
     if not is_chat:
-        return list(tokenizer(text)["input_ids"])
-    messages = [{"role": "system", "content": style.system}] if style.system is not None else []
-    return _apply_template(tokenizer, [*messages, {"role": "user", "content": text}])
+        # Without verbose=False the tokenizer would warn about long prompts, which the engine itself refuses.
+        return list(tokenizer(text, verbose=False)["input_ids"])
+    return _apply_template(tokenizer, [{"role": "user", "content": text}], style.system)
 
 
-def _apply_template(tokenizer: Any, messages: list[Any]) -> list[int]:
+def _encode_messages(tokenizer: Any, messages: list[Any], style: PromptFormat) -> list[int]:
+    if style.is_chat is False:
+        raise PromptError("a conversation needs the chat template, but raw text was asked for; use chat formatting")
+    for message in messages:
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise PromptError(f"a message needs 'role' and 'content', both text; got {dict(message)!r}")
+        _check_characters(message["content"])
+    has_system = messages[0]["role"] == "system"
+    return _apply_template(tokenizer, messages, None if has_system else style.system)
+
+
+def _apply_template(tokenizer: Any, messages: list[Any], system: str | None) -> list[int]:
+    from jinja2 import TemplateError
+
     if getattr(tokenizer, "chat_template", None) is None:
         raise PromptError("the tokenizer has no chat template; use raw text, or a model tuned for chat")
-    for message in messages:
-        if not {"role", "content"} <= set(message):
-            raise PromptError(f"a message needs 'role' and 'content', got {sorted(message)}")
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    try:
+        return list(tokenizer.apply_chat_template([*opening, *messages], add_generation_prompt=True, return_dict=False))
+    except TemplateError as error:
+        raise PromptError(
+            f"the model's chat template refuses this conversation ({error}); change its roles, or use raw text"
+        ) from error
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the prompt is not valid Unicode text (character {error.start + 1}); give it as UTF-8"
+        ) from error
 
 
 def _check_ids(tokenizer: Any, token_ids: list[int]) -> None:
