@@ -6,23 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtad.cli.parser import add_common, read_settings
+from mtad.cli.parser import add_common, add_setting, read_settings
 from mtad.cli.prompt_files import read_prompts
-from mtad.config import GenerationOptions, ModelOptions
+from mtad.cli.terminal import note
+from mtad.config import GenerationOptions, ModelOptions, Setting
 from mtad.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
     from mtad.api import Engine, PromptFormat
     from mtad.structures.results import Piece
 
+DESCRIPTION = """Decode with a target model and a draft. The answer goes to standard output,
+everything else to standard error. On a terminal drafted tokens are green."""
+
 EXAMPLES = """examples:
   mtad generate "Explain why the sky is blue."
   mtad generate --threshold 0.9 --gamma 6 --seed 7 "Tell me a story."
-  mtad generate --method autoregressive --temperature 0 --json "Name three rivers."
+  mtad generate --method autoregressive --temperature 0 --json "Name a river."
   mtad generate --prompts-file questions.jsonl --json > answers.jsonl
   echo "Once upon a time" | mtad generate --raw --max-new-tokens 64
-  mtad generate --target ./my-model --draft ./my-draft --adapter ./my-lora "SELECT"
+  mtad generate --target ./my-model --draft ./my-draft --raw "SELECT"
+
+A prompts file holds one prompt per line. In a .jsonl file a line is a text or
+an object with "prompt" (text), "messages" (a conversation) or "turns" (texts).
 """
+
+BATCH_SIZE = Setting(name="batch_size", help="prompts decoded at once", type=int, default=8, minimum=1)
 
 
 def add_command(commands: Any) -> None:
@@ -30,15 +39,22 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "generate",
         help="decode a prompt, a file of prompts, or standard input",
-        description="Decode with a target model and a draft; text goes to stdout, everything else to stderr.",
+        usage="%(prog)s [PROMPT] [flags]",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
     )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; standard input when left out")
     parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt per line: text, or .jsonl")
     template = parser.add_mutually_exclusive_group()
-    template.add_argument("--chat", dest="is_chat", action="store_true", default=None, help="use the chat template")
+    template.add_argument(
+        "--chat",
+        dest="is_chat",
+        action="store_true",
+        default=None,
+        help="wrap the prompt in the chat template (default: where there is one)",
+    )
     template.add_argument("--raw", dest="is_chat", action="store_false", default=None, help="continue the bare text")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts decoded at once (default: 8)")
+    add_setting(parser, BATCH_SIZE)
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -47,15 +63,15 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON document per prompt and nothing else on stdout")
     add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser, batch_size=BATCH_SIZE.default)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
-    if options.batch_size < 1:
-        raise ConfigError(f"batch_size must be >= 1, got {options.batch_size}")
+    BATCH_SIZE.check(options.batch_size)
     prompts = _collect_prompts(options)
+    _check_stream(options, len(prompts))
     engine = load_engine(models, generation)
 
     from mtad.api import PromptFormat
@@ -64,16 +80,30 @@ def run(options: argparse.Namespace) -> int:
     return _decode(engine, prompts, generation, style, options)
 
 
-def load_engine(models: ModelOptions, generation: GenerationOptions) -> "Engine":
-    """Load the models that the method needs."""
+def load_engine(models: ModelOptions, generation: GenerationOptions, *, keeps_draft: bool = False) -> "Engine":
+    """Load the models that the method needs.
+
+    Args:
+        models: Which models.
+        generation: The method; what does not fit together is reported before anything is loaded.
+        keeps_draft: Load the draft even for a method that needs none.
+
+    Raises:
+        ConfigError: The method needs a draft and none is named.
+    """
+    note(f"loading {models.target} ...")
+
     from mtad.api import Engine
-    from mtad.cli.terminal import note
     from mtad.decoding import needs_draft_model
     from mtad.models.loading import load_models
+    from mtad.models.pairs import KNOWN_PAIRS
 
-    wants_draft = needs_draft_model(generation)
-    note(f"loading {models.target} ...")
-    return Engine(load_models(models, wants_draft=wants_draft))
+    needs_draft = needs_draft_model(generation)
+    if needs_draft and models.draft is None and models.target not in KNOWN_PAIRS:
+        raise ConfigError(
+            f"method {generation.method} needs a draft model; name one with --draft, or use --method autoregressive"
+        )
+    return Engine(load_models(models, wants_draft=needs_draft or keeps_draft))
 
 
 def _collect_prompts(options: argparse.Namespace) -> list[Any]:
@@ -83,7 +113,7 @@ def _collect_prompts(options: argparse.Namespace) -> list[Any]:
         return read_prompts(options.prompts_file)
     if options.prompt is not None:
         prompt = options.prompt
-    elif sys.stdin.isatty():
+    elif sys.stdin is None or sys.stdin.isatty():
         raise PromptError("no prompt; give one as an argument, with --prompts-file, or on standard input")
     else:
         prompt = _read_stdin()
@@ -92,9 +122,16 @@ def _collect_prompts(options: argparse.Namespace) -> list[Any]:
     return [prompt]
 
 
+def _check_stream(options: argparse.Namespace, num_prompts: int) -> None:
+    if options.stream and options.json:
+        raise ConfigError("got both --stream and --json; give one of them")
+    if options.stream and num_prompts > 1:
+        raise ConfigError(f"--stream shows one prompt, got {num_prompts}; leave it out")
+
+
 def _read_stdin() -> str:
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 (byte {error.start}); pipe UTF-8 text") from error
 
@@ -107,17 +144,15 @@ def _decode(
     options: argparse.Namespace,
 ) -> int:
     from mtad.cli.output import JsonOutput, StreamOutput, TextOutput
-    from mtad.cli.terminal import wants_color
 
-    is_colored = wants_color(options.color, sys.stdout)
     streams = options.stream if options.stream is not None else len(prompts) == 1 and sys.stdout.isatty()
     output: JsonOutput | StreamOutput | TextOutput
     if options.json:
-        output = JsonOutput(prompts)
+        output = JsonOutput(prompts, method=generation.method, config=engine.settings_record(generation))
     elif streams and len(prompts) == 1:
-        output = StreamOutput(is_colored=is_colored)
+        output = StreamOutput(color=options.color)
     else:
-        output = TextOutput(prompts, is_colored=is_colored)
+        output = TextOutput(prompts, color=options.color)
     pieces = engine.stream(prompts, generation, style=style, batch_size=options.batch_size)
     return _drain(pieces, output)
 

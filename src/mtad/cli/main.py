@@ -1,5 +1,7 @@
 """The `mtad` command."""
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,8 +13,12 @@ from mtad.errors import MtadError
 
 INTERRUPTED = 130
 USAGE_ERROR = 2
+OUTPUT_ERROR = 1
 
-DESCRIPTION = "Multi-token joint decoding: faster and likelier text from a large model and a small one."
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+DESCRIPTION = """Multi-token joint decoding: faster and likelier text from a large model with the
+help of a small one. `mtad COMMAND --help` lists the flags of a command."""
 
 EXAMPLES = """examples:
   mtad generate "Explain why the sky is blue."
@@ -22,9 +28,15 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line; returns the exit status.
+
+    0 is success, 2 bad input or a model that cannot be had, 130 an interrupt, 1 an output that cannot be written.
+    """
+    _prepare_streams()
     try:
-        options = build_parser().parse_args(arguments)
+        options, extra = build_parser().parse_known_args(arguments)
+        if extra:
+            options.parser.refuse(extra)
         status: int = options.run(options)
         sys.stdout.flush()
         return status
@@ -35,9 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("mtad: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone; point stdout elsewhere so that the interpreter's own flush stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _discard_output()
+        return OUTPUT_ERROR
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _discard_output()
+        print(f"mtad: the output cannot be written ({error.strerror}); free some space", file=sys.stderr)
+        return OUTPUT_ERROR
 
 
 def build_parser() -> Parser:
@@ -48,6 +65,18 @@ def build_parser() -> Parser:
     generate.add_command(commands)
     chat.add_command(commands)
     return parser
+
+
+def _prepare_streams() -> None:
+    """Characters that a terminal's encoding lacks are escaped instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Point stdout at nothing, so that the interpreter's own flush stays quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

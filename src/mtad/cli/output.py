@@ -3,44 +3,56 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any, Self
 
 from tqdm import tqdm
 
-from mtad.cli.terminal import color_segments, statistics_line, write_piece
+from mtad.cli.terminal import color_segments, statistics_line, wants_color, write_piece
 from mtad.structures.results import GenerationResult, Piece
 
 
 class StreamOutput:
-    """Writes one answer token by token."""
+    """Writes one answer token by token.
 
-    def __init__(self, *, is_colored: bool) -> None:
-        self._is_colored = is_colored
+    Args:
+        color: `auto`, `always` or `never`.
+    """
+
+    def __init__(self, *, color: str) -> None:
+        self._color = color
+        self._is_inside_line = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
+        pass
 
     def take(self, piece: Piece) -> None:
         """Show a piece; the last one is followed by the statistics."""
-        write_piece(piece, is_colored=self._is_colored)
+        write_piece(piece, is_colored=wants_color(self._color, sys.stdout))
+        if piece.text:
+            self._is_inside_line = not piece.text.endswith("\n")
         if piece.result is not None:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-            print_statistics(piece.result)
+            self._end_line()
+            print_statistics(piece.result, self._color)
 
     def interrupt(self) -> None:
         """End the line; the partial text stays."""
-        sys.stdout.write("\n")
+        self._end_line()
         print("[interrupted]", file=sys.stderr)
+
+    def _end_line(self) -> None:
+        if self._is_inside_line:
+            print(flush=True)
+        self._is_inside_line = False
 
 
 class _OrderedOutput:
     """Keeps the pieces of every row and shows finished rows in the order of the prompts."""
 
-    def __init__(self, prompts: list[Any]) -> None:
+    def __init__(self, prompts: Sequence[Any]) -> None:
         self._prompts = prompts
         self._pieces: list[list[Piece]] = [[] for _ in prompts]
         self._next = 0
@@ -51,7 +63,6 @@ class _OrderedOutput:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        sys.stdout.flush()
 
     def take(self, piece: Piece) -> None:
         """Keep a piece; shows every row that is finished and whose turn has come."""
@@ -64,12 +75,11 @@ class _OrderedOutput:
             self._next += 1
 
     def interrupt(self) -> None:
-        """Show what the unfinished rows have so far."""
+        """Show what the rows that were not shown yet have so far."""
         self._bar.close()
         for row in range(self._next, len(self._prompts)):
             if self._pieces[row]:
                 self._show(row)
-        sys.stdout.flush()
         print("[interrupted]", file=sys.stderr)
 
     def _is_finished(self, row: int) -> bool:
@@ -80,50 +90,80 @@ class _OrderedOutput:
 
 
 class TextOutput(_OrderedOutput):
-    """Writes finished texts; several prompts get a heading each."""
+    """Writes finished texts; several prompts get a heading each.
 
-    def __init__(self, prompts: list[Any], *, is_colored: bool) -> None:
+    Args:
+        prompts: Texts or conversations, for the headings.
+        color: `auto`, `always` or `never`.
+    """
+
+    def __init__(self, prompts: Sequence[Any], *, color: str) -> None:
         super().__init__(prompts)
-        self._is_colored = is_colored
+        self._color = color
 
     def _show(self, row: int) -> None:
         pieces = self._pieces[row]
         if len(self._prompts) > 1:
-            tqdm.write(f"=== {row + 1}/{len(self._prompts)}: {_heading(self._prompts[row])}", file=sys.stdout)
+            _write_line(f"=== {row + 1}/{len(self._prompts)}: {_heading(self._prompts[row])}")
         segments = [segment for piece in pieces for segment in piece.segments]
-        tqdm.write(color_segments(segments, is_colored=self._is_colored), file=sys.stdout)
-        sys.stdout.flush()
+        _write_line(color_segments(segments, is_colored=wants_color(self._color, sys.stdout)))
         if pieces[-1].result is not None:
-            print_statistics(pieces[-1].result)
+            print_statistics(pieces[-1].result, self._color)
 
 
 class JsonOutput(_OrderedOutput):
-    """Writes one JSON document per prompt."""
+    """Writes one JSON document per prompt.
+
+    Args:
+        prompts: Texts or conversations, repeated in the documents.
+        method: Method, for answers that were interrupted.
+        config: Resolved settings, for answers that were interrupted.
+    """
+
+    def __init__(self, prompts: Sequence[Any], *, method: str, config: dict[str, Any]) -> None:
+        super().__init__(prompts)
+        self._run = {"method": method, "config": config}
 
     def _show(self, row: int) -> None:
         pieces = self._pieces[row]
         result = pieces[-1].result
-        if result is not None:
-            document = result.to_dict()
-        else:
-            document = {
-                "text": "".join(piece.text for piece in pieces),
-                "token_ids": [token for piece in pieces for token in piece.token_ids],
-                "provenance": [origin for piece in pieces for origin in piece.provenance],
-                "log_probs": [value for piece in pieces for value in piece.log_probs],
-                "finish_reason": "cancelled",
-            }
-        tqdm.write(to_json({"index": row, "prompt": self._prompts[row]} | document), file=sys.stdout)
+        document = _partial_document(pieces) | self._run if result is None else result.to_dict()
+        _write_line(to_json({"index": row, "prompt": self._prompts[row]} | document))
 
 
-def print_statistics(result: GenerationResult) -> None:
+def print_statistics(result: GenerationResult, color: str) -> None:
     """The statistics line on stderr."""
-    tqdm.write(statistics_line(result, is_colored=sys.stderr.isatty()), file=sys.stderr)
+    tqdm.write(statistics_line(result, is_colored=wants_color(color, sys.stderr)), file=sys.stderr)
 
 
 def to_json(document: dict[str, Any]) -> str:
     """One line of JSON; numbers that JSON has no word for become null."""
-    return json.dumps(_clean(document), ensure_ascii=False, allow_nan=False)
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(_clean(document), ensure_ascii=not is_utf8, allow_nan=False)
+
+
+def _partial_document(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """What is known of an interrupted answer; what only a finished one has is null."""
+    log_probs = [value for piece in pieces for value in piece.log_probs]
+    unknown = ("target_calls", "tokens_per_call", "acceptance_by_depth", "prefill_s", "decode_s", "tokens_per_s")
+    known = {
+        "num_tokens": len(log_probs),
+        "perplexity": math.exp(-sum(log_probs) / len(log_probs)) if log_probs else None,
+    }
+    return {
+        "text": "".join(piece.text for piece in pieces),
+        "token_ids": [token for piece in pieces for token in piece.token_ids],
+        "provenance": [origin for piece in pieces for origin in piece.provenance],
+        "log_probs": log_probs,
+        "finish_reason": "cancelled",
+        "stats": known | dict.fromkeys(unknown),
+    }
+
+
+def _write_line(line: str) -> None:
+    """A line on stdout, past the progress bar."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def _clean(value: Any) -> Any:
@@ -137,6 +177,6 @@ def _clean(value: Any) -> Any:
 
 
 def _heading(prompt: Any) -> str:
-    text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+    text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     line = " ".join(text.split())
-    return line if len(line) <= 70 else line[:67] + "..."
+    return line if len(line) <= 60 else line[:57] + "..."

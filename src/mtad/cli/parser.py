@@ -2,13 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mtad.config import GenerationOptions, ModelOptions, Setting, read_config_file, replace_settings, setting_fields
+from mtad.errors import ConfigError
 
-_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", tuple: "TEXT"}
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME", tuple: "TEXT"}
+_MODEL_FLAGS = ("target", "draft", "adapter")
+_LARGEST_SHOWN_BOUND = 1e6
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,25 +27,36 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
+    def refuse(self, extra: Sequence[str]) -> NoReturn:
+        """Report words that no flag and no argument took, and leave with status 2."""
+        word = extra[0].partition("=")[0]
+        if not word.startswith("-"):
+            self.error(f"got the extra words {' '.join(extra)!r}; put a prompt of several words into quotes")
+        close = get_close_matches(word, self._option_string_actions, n=1)
+        self.error(f"unknown flag {word}" + "".join(f"; did you mean {flag}" for flag in close))
+
 
 def add_settings(parser: argparse.ArgumentParser, config: type, title: str) -> None:
     """One flag per setting of a config class, named after the field."""
     group = parser.add_argument_group(title)
     for item in setting_fields(config):
-        flag = "--" + item.name.replace("_", "-")
-        if item.type is bool:
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_describe(item)
-            )
-        else:
-            group.add_argument(
-                flag,
-                action="append" if item.type is tuple else "store",
-                type=str if item.type is tuple else item.type,
-                default=argparse.SUPPRESS,
-                metavar="{" + ",".join(item.choices) + "}" if item.choices else _METAVARS[item.type],
-                help=_describe(item),
-            )
+        add_setting(group, item)
+
+
+def add_setting(group: argparse._ActionsContainer, item: Setting) -> None:
+    """The flag of one setting; it is absent from the parsed options when it was not given."""
+    flag = "--" + item.name.replace("_", "-")
+    if item.type is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_describe(item))
+        return
+    group.add_argument(
+        flag,
+        action="append" if item.type is tuple else "store",
+        type=_reader(item.type),
+        default=argparse.SUPPRESS,
+        metavar="MODEL" if item.name in _MODEL_FLAGS else _METAVARS[item.type],
+        help=_describe(item),
+    )
 
 
 def read_settings(options: argparse.Namespace) -> tuple[ModelOptions, GenerationOptions]:
@@ -50,19 +65,11 @@ def read_settings(options: argparse.Namespace) -> tuple[ModelOptions, Generation
     Raises:
         ConfigError: A setting is unknown or out of bounds.
     """
-    models, generation = ModelOptions(), GenerationOptions()
-    if options.config is not None:
-        source = f"config file {options.config}"
-        from_file = read_config_file(options.config)
-        model_names = {item.name for item in setting_fields(ModelOptions)}
-        for_models = {key: value for key, value in from_file.items() if key in model_names}
-        rest = {key: value for key, value in from_file.items() if key not in model_names}
-        models = replace_settings(models, for_models, source)
-        generation = replace_settings(generation, rest, source)
-    given = vars(options)
+    from_file = {} if options.config is None else _read_checked(options.config)
+    merged = from_file | vars(options)
     return (
-        replace_settings(models, _named(given, ModelOptions), "flags"),
-        replace_settings(generation, _named(given, GenerationOptions), "flags"),
+        replace_settings(ModelOptions(), _named(merged, ModelOptions), "flags"),
+        replace_settings(GenerationOptions(), _named(merged, GenerationOptions), "flags"),
     )
 
 
@@ -74,17 +81,67 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--color",
         choices=("auto", "always", "never"),
         default="auto",
-        help="drafted tokens in colour (default: on a terminal, unless NO_COLOR is set)",
+        metavar="WHEN",
+        help="drafted tokens in colour: auto, always or never (default: auto, on a terminal unless NO_COLOR is set)",
     )
     add_settings(parser, ModelOptions, "models")
     add_settings(parser, GenerationOptions, "decoding")
+
+
+def _read_checked(path: Path) -> dict[str, Any]:
+    """The settings of a file, each within its own bounds; what must fit together is checked after the merge."""
+    settings = {item.name: item for config in (ModelOptions, GenerationOptions) for item in setting_fields(config)}
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in read_config_file(path).items()
+    }
+    for name, value in values.items():
+        if name not in settings:
+            close = get_close_matches(name, settings, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known settings are {', '.join(settings)}"
+            raise ConfigError(f"unknown setting {name!r} in config file {path}; {hint}")
+        try:
+            settings[name].check(value)
+        except ConfigError as error:
+            raise ConfigError(f"config file {path}: {error}") from error
+    return values
 
 
 def _named(values: dict[str, Any], config: type) -> dict[str, Any]:
     return {item.name: values[item.name] for item in setting_fields(config) if item.name in values}
 
 
+def _reader(kind: type) -> Callable[[str], Any]:
+    """Reads a flag's value; what is no number stays text, which the setting's own check refuses in its own words."""
+    if kind not in (int, float):
+        return str
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return read
+
+
 def _describe(item: Setting) -> str:
+    parts = [item.help]
+    if item.choices:
+        parts.append(", ".join(item.choices))
+    elif bounds := _bounds(item):
+        parts.append(bounds)
     default = "" if item.default in (None, (), False) else f" (default: {item.default})"
-    bounds: Sequence[str] = [item.expected()] if item.type in (int, float) and item.expected().count(" ") > 1 else []
-    return (item.help + "".join(f"; {bound}" for bound in bounds) + default).replace("%", "%%")
+    return (": ".join(parts) if item.choices else "; ".join(parts)).replace("%", "%%") + default
+
+
+def _bounds(item: Setting) -> str:
+    """The bounds in few words; empty where they say nothing."""
+    shows_maximum = item.maximum is not None and item.maximum < _LARGEST_SHOWN_BOUND
+    if item.minimum is not None and shows_maximum:
+        return f"{item.minimum:g} to {item.maximum:g}"
+    parts = [
+        f"at least {item.minimum:g}" if item.minimum else "",
+        f"above {item.above:g}" if item.above is not None else "",
+        f"at most {item.maximum:g}" if shows_maximum else "",
+    ]
+    return ", ".join(part for part in parts if part)

@@ -12,8 +12,9 @@ _KEYS = ("prompt", "messages", "turns")
 def read_prompts(path: Path) -> list[Any]:
     """Prompts of a `.jsonl` file, or the non-empty lines of any other file.
 
-    A JSON line is a text, or an object with `prompt` (text), `messages` (a conversation) or `turns` (the first is
-    used, as in MT-Bench and Spec-Bench files).
+    Lines end at line feeds only: text may hold every other separator that Unicode knows. A JSON line is a text, or
+    an object with `prompt` (text), `messages` (a conversation) or `turns` (the first is used, as in MT-Bench and
+    Spec-Bench files).
 
     Raises:
         PromptError: The file is missing, not UTF-8, empty, or malformed at a line, which is named.
@@ -23,10 +24,11 @@ def read_prompts(path: Path) -> list[Any]:
     except OSError as error:
         raise PromptError(f"prompts file {path} cannot be read: {error.strerror}; name a text or JSONL file") from error
     prompts = []
-    for number, raw in enumerate(content.splitlines(), start=1):
-        line = _decode_line(raw, path, number)
+    is_json = path.suffix.lower() in (".jsonl", ".ndjson")
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        line = _decode_line(raw.removesuffix(b"\r"), path, number)
         if line.strip():
-            prompts.append(_parse_line(line, path, number) if path.suffix in (".jsonl", ".ndjson") else line)
+            prompts.append(_parse_line(line, path, number) if is_json else line)
     if not prompts:
         raise PromptError(f"prompts file {path} holds no prompt; write one per line")
     return prompts
@@ -47,6 +49,8 @@ def _parse_line(line: str, path: Path, number: int) -> Any:
         raise PromptError(
             f"{where}: not JSON ({error.msg} at column {error.colno}); write one object per line"
         ) from error
+    except RecursionError as error:
+        raise PromptError(f"{where}: nested too deeply; write one object per line") from error
     if isinstance(record, str) and record.strip():
         return record
     if isinstance(record, dict):

@@ -1,11 +1,12 @@
-"""What a person sees: coloured tokens and one line of statistics."""
+"""What a person sees: coloured tokens, one line of statistics, passing remarks."""
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from mtad.structures.results import GenerationResult, Piece
+if TYPE_CHECKING:
+    from mtad.structures.results import GenerationResult, Piece
 
 DRAFTED = "\x1b[32m"
 FAINT = "\x1b[2m"
@@ -26,28 +27,34 @@ def color_segments(segments: Sequence[tuple[str, str]], *, is_colored: bool) -> 
     return "".join(f"{DRAFTED}{text}{RESET}" if origin == "drafted" else text for text, origin in segments)
 
 
-def write_piece(piece: Piece, *, is_colored: bool) -> None:
+def write_piece(piece: "Piece", *, is_colored: bool) -> None:
     """Write a piece to stdout at once."""
     sys.stdout.write(color_segments(piece.segments, is_colored=is_colored))
     sys.stdout.flush()
 
 
-def statistics_line(result: GenerationResult, *, is_colored: bool) -> str:
-    """Tokens, tokens per call, acceptance, tokens/s and perplexity of one answer in one line."""
+def statistics_line(result: "GenerationResult", *, is_colored: bool) -> str:
+    """Tokens, tokens per call, acceptance by depth, tokens/s and perplexity of one answer, in one line."""
     stats = result.stats
-    parts = [f"{stats.num_tokens} tokens", f"{stats.tokens_per_call:.2f} tokens/call"]
+    unit = "token" if stats.num_tokens == 1 else "tokens"
+    cut = ", cut" if result.finish_reason == "length" else ""
+    acceptance = ""
     if stats.acceptance_by_depth:
-        shares = " ".join(f"{share:.0%}" for share in stats.acceptance_by_depth)
-        parts.append(f"kept by depth {shares}")
-    parts += [f"{stats.tokens_per_s:.1f} tokens/s", f"perplexity {stats.perplexity:.2f}", result.finish_reason]
-    if is_colored:
-        drafted = sum(origin == "drafted" for origin in result.provenance)
-        legend = f"{DRAFTED}{drafted} drafted{RESET}{FAINT}, {stats.num_tokens - drafted} by the target"
-        return f"{FAINT}[{result.method}: {' · '.join(parts)} · {legend}]{RESET}"
-    return f"[{result.method}: {' · '.join(parts)}]"
+        shares = "/".join(f"{100 * share:.0f}" for share in stats.acceptance_by_depth)
+        acceptance = f"drafts kept {shares}%"
+    parts = [
+        f"{stats.num_tokens} {unit}{cut}",
+        f"{stats.tokens_per_call:.2f}/call",
+        f"{RESET}{DRAFTED}{acceptance}{RESET}{FAINT}" if acceptance and is_colored else acceptance,
+        f"{stats.tokens_per_s:.1f}/s",
+        f"perplexity {stats.perplexity:.2f}",
+    ]
+    line = f"[{' · '.join(part for part in parts if part)}]"
+    return f"{FAINT}{line}{RESET}" if is_colored else line
 
 
 def note(message: str) -> None:
     """A passing remark on stderr, for people only."""
     if sys.stderr.isatty():
-        print(f"{FAINT}{message}{RESET}", file=sys.stderr)
+        is_colored = wants_color("auto", sys.stderr)
+        print(f"{FAINT}{message}{RESET}" if is_colored else message, file=sys.stderr, flush=True)
