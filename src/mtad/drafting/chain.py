@@ -71,7 +71,7 @@ def chain_tree(
         depths=nodes + 1,
         joint_draft_log_probs=joint_draft_log_probs,
         ancestors=((torch.ones_like(nodes) << nodes) * 2 - 1).expand_as(tokens),
-        winner=torch.full_like(tokens[:, 0], tokens.shape[1] - 1),
+        winner=tokens.new_full((tokens.shape[0],), tokens.shape[1] - 1),
         valid=torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid,
         carried=torch.zeros_like(tokens, dtype=torch.bool) if carried is None else carried,
         draft_log_probs=draft_log_probs,
