@@ -1,7 +1,7 @@
 """Host-side bookkeeping of one answer: cutting, text, provenance and statistics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,15 @@ from mtad.structures.results import DecodingStats, FinishReason, GenerationResul
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLimits:
-    """What ends an answer: `max_new_tokens`, any of `eos_token_ids`, any text in `stop`."""
+    """What ends an answer: `max_new_tokens`, any of `eos_token_ids`, any text in `stop`, or `ends_after`.
+
+    `ends_after` is asked after every token, with the answer's token ids so far.
+    """
 
     max_new_tokens: int
     eos_token_ids: frozenset[int]
     stop: tuple[str, ...] = ()
+    ends_after: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +122,8 @@ class AnswerBuilder:
         is_eos = token in self._limits.eos_token_ids
         text = "" if is_eos else self._stream.push(token)
         _append_segment(segments, text, origin)
-        if is_eos or self._stream.is_stopped:
+        ends_after = self._limits.ends_after
+        if is_eos or self._stream.is_stopped or (ends_after is not None and ends_after(self._token_ids)):
             self.finish_reason = "stop"
         elif len(self._token_ids) >= self._limits.max_new_tokens:
             self.finish_reason = "length"
