@@ -7,9 +7,13 @@ from mtad.verification.big_little import BigLittleVerifier
 from mtad.verification.block import BlockVerifier
 from mtad.verification.exact_match import ExactMatchVerifier
 from mtad.verification.joint import JointVerifier
+from mtad.verification.joint_expected import JointExpectedVerifier
+from mtad.verification.joint_own_path import JointOwnPathVerifier
 from mtad.verification.settings import RuleSettings
 from mtad.verification.threshold import ThresholdVerifier
 from mtad.verification.token_rejection import TokenRejectionVerifier
+from mtad.verification.traversal import TraversalVerifier
+from mtad.verification.tree_rejection import TreeRejectionVerifier
 from mtad.verification.typical import TypicalVerifier
 
 VERIFIERS: dict[str, Callable[[RuleSettings], Verifier]] = {
@@ -17,7 +21,11 @@ VERIFIERS: dict[str, Callable[[RuleSettings], Verifier]] = {
     "exact_match": lambda settings: ExactMatchVerifier(),
     "token_rejection": lambda settings: TokenRejectionVerifier(),
     "block": lambda settings: BlockVerifier(),
+    "tree_rejection": lambda settings: TreeRejectionVerifier(),
+    "traversal": lambda settings: TraversalVerifier(),
     "joint": lambda settings: JointVerifier(),
+    "joint_own_path": lambda settings: JointOwnPathVerifier(),
+    "joint_expected": lambda settings: JointExpectedVerifier(),
     "typical": lambda settings: TypicalVerifier(settings.typical_epsilon, settings.typical_delta),
     "threshold": lambda settings: ThresholdVerifier(settings.accept_single, settings.accept_accumulated),
     "big_little": lambda settings: BigLittleVerifier(settings.fallback_threshold, settings.rollback_threshold),
@@ -29,11 +37,15 @@ __all__ = [
     "BigLittleVerifier",
     "BlockVerifier",
     "ExactMatchVerifier",
+    "JointExpectedVerifier",
+    "JointOwnPathVerifier",
     "JointVerifier",
     "RuleSettings",
     "TargetOnly",
     "ThresholdVerifier",
     "TokenRejectionVerifier",
+    "TraversalVerifier",
+    "TreeRejectionVerifier",
     "TypicalVerifier",
     "Verifier",
 ]

@@ -25,15 +25,27 @@ class JointVerifier:
 
     def accept(self, tree: TokenTree, target_log_probs: Tensor, rows: RowControls) -> Acceptance:
         """See `Verifier.accept`."""
-        joint_target = joint_target_log_probs(tree, target_log_probs)
-        log_ratio = joint_target - winner_reference(tree)
-        passes = tree.valid & (log_ratio > rows.log_thresholds.unsqueeze(1))
-        deepest = torch.where(passes, tree.depths, 0).amax(1, keepdim=True)
-        eligible = passes & (tree.depths == deepest)
-        best = joint_target.masked_fill(~eligible, -torch.inf).argmax(1)
-        node = torch.where(deepest.squeeze(1) > 0, best, -1)
-        kept_ratio = log_ratio.gather(1, best.unsqueeze(1)).squeeze(1)
-        return keep_node(tree, node, target_log_probs, rows, joint_log_ratio=torch.where(node >= 0, kept_ratio, 0.0))
+        return keep_deepest_passing(tree, winner_reference(tree), target_log_probs, rows)
+
+
+def keep_deepest_passing(tree: TokenTree, reference: Tensor, target_log_probs: Tensor, rows: RowControls) -> Acceptance:
+    """Keep the deepest node with log P(its path) - reference > log tau, of equally deep ones that of the highest log P.
+
+    Args:
+        tree: The draft.
+        reference: Natural log of what each node's path is measured against, `[batch, nodes]`.
+        target_log_probs: Warped natural logs, `[batch, 1 + nodes, vocab]`.
+        rows: Settings and positions of the rows.
+    """
+    joint_target = joint_target_log_probs(tree, target_log_probs)
+    log_ratio = joint_target - reference
+    passes = tree.valid & (log_ratio > rows.log_thresholds.unsqueeze(1))
+    deepest = torch.where(passes, tree.depths, 0).amax(1, keepdim=True)
+    eligible = passes & (tree.depths == deepest)
+    best = joint_target.masked_fill(~eligible, -torch.inf).argmax(1)
+    node = torch.where(deepest.squeeze(1) > 0, best, -1)
+    kept_ratio = log_ratio.gather(1, best.unsqueeze(1)).squeeze(1)
+    return keep_node(tree, node, target_log_probs, rows, joint_log_ratio=torch.where(node >= 0, kept_ratio, 0.0))
 
 
 def winner_reference(tree: TokenTree) -> Tensor:
