@@ -7,13 +7,17 @@ from mtad.config.fields import check_settings, setting
 from mtad.errors import ConfigError
 
 METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "mtjd")
-DRAFTER_NAMES = ("none", "chain", "beam", "beam_tree")
+DRAFTER_NAMES = ("none", "chain", "beam", "beam_tree", "branching_tree", "dynamic_tree")
 VERIFIER_NAMES = (
     "target_only",
     "exact_match",
     "token_rejection",
     "block",
+    "tree_rejection",
+    "traversal",
     "joint",
+    "joint_own_path",
+    "joint_expected",
     "typical",
     "threshold",
     "big_little",
@@ -67,6 +71,14 @@ class GenerationOptions:
     rollback_threshold: float = setting(
         float, 5.0, "big_little: a token is kept while -log p is at most this; higher keeps more", minimum=0
     )
+    branching: str = setting(str, "4,2,2", "branching_tree: children of every node by depth, at most 64 nodes in all")
+    siblings: Literal["with_replacement", "without_replacement"] = setting(
+        str,
+        "without_replacement",
+        "branching_tree: how the children of a node are drawn",
+        choices=("with_replacement", "without_replacement"),
+    )
+    node_budget: int = setting(int, 16, "dynamic_tree: most probable nodes kept", minimum=1, maximum=MAX_TREE_NODES)
     draw: Literal["top", "gumbel", "sample"] = setting(
         str, "top", "how beams are drawn", choices=("top", "gumbel", "sample")
     )
@@ -83,6 +95,7 @@ class GenerationOptions:
         check_settings(self)
         if any(not text for text in self.stop):
             raise ConfigError("stop must not hold empty text; leave the setting out instead")
+        _parse_branching(self.branching)
         if self.uses_beams and self.gamma * self.beam_width > MAX_TREE_NODES:
             raise ConfigError(
                 f"gamma * beam_width must be <= {MAX_TREE_NODES} tree nodes, "
@@ -93,5 +106,33 @@ class GenerationOptions:
     def uses_beams(self) -> bool:
         """Whether the method drafts with beams, which fill gamma * beam_width tree nodes."""
         if self.drafter is not None:
-            return self.drafter.startswith("beam")
+            return self.drafter in ("beam", "beam_tree", "dynamic_tree")
         return self.method in ("mmtad", "mtad", "mtjd")
+
+    @property
+    def branching_counts(self) -> tuple[int, ...]:
+        """`branching` as numbers, root first."""
+        return _parse_branching(self.branching)
+
+
+def _parse_branching(text: str) -> tuple[int, ...]:
+    """Read counts such as "4,2,2".
+
+    Raises:
+        ConfigError: Not whole numbers of at least 1, or a tree of too many nodes.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) <= 2 and int(part) >= 1 for part in parts):
+        raise ConfigError(
+            f"branching must be whole numbers from 1 to 64 with commas between, such as 4,2,2, got {text!r}"
+        )
+    counts = tuple(int(part) for part in parts)
+    num_nodes, level = 0, 1
+    for count in counts:
+        level *= count
+        num_nodes += level
+    if num_nodes > MAX_TREE_NODES:
+        raise ConfigError(
+            f"branching must make <= {MAX_TREE_NODES} tree nodes, got {text!r}; lower a count or drop one"
+        )
+    return counts

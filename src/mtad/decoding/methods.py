@@ -56,13 +56,25 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
     if rule.needs_distributions and not drafter.gives_distributions:
         raise ConfigError(
             f"verifier {pair.verifier} needs tokens drawn from distributions, which drafter {pair.drafter} "
-            "does not give; use drafter chain"
+            f"does not give; use drafter {_drafters_for(rule)}"
         )
     if rule.needs_chain and not drafter.gives_chain:
         raise ConfigError(
-            f"verifier {pair.verifier} judges single paths, got drafter {pair.drafter}; use chain or beam"
+            f"verifier {pair.verifier} judges single paths, got drafter {pair.drafter}; use {_drafters_for(rule)}"
         )
     return pair
+
+
+def _drafters_for(rule: Verifier) -> str:
+    """The drafters whose trees a rule can judge, in words."""
+    fitting = [
+        name
+        for name, entry in DRAFTERS.items()
+        if entry.needs_model
+        and (entry.gives_distributions or not rule.needs_distributions)
+        and (entry.gives_chain or not rule.needs_chain)
+    ]
+    return " or ".join(fitting)
 
 
 def build_decoder(
@@ -91,7 +103,15 @@ def build_decoder(
         entry = DRAFTERS[pair.drafter]
         if entry.needs_model and draft is None:
             raise ConfigError(f"method {options.method} needs a draft model; name one with --draft")
-        shape = DraftShape(gamma=options.gamma, beam_width=options.beam_width, draw=options.draw, eos_token_ids=eos)
+        shape = DraftShape(
+            gamma=options.gamma,
+            beam_width=options.beam_width,
+            draw=options.draw,
+            eos_token_ids=eos,
+            branching=options.branching_counts,
+            has_replacement=options.siblings == "with_replacement",
+            node_budget=options.node_budget,
+        )
         return AssistedDecoder(target, entry.build(draft, shape), _build_rule(pair, options))
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":

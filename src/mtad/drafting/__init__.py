@@ -8,18 +8,33 @@ from torch import Tensor
 from mtad.drafting.base import Drafter, NoDrafter
 from mtad.drafting.beam import BeamDrafter, assemble_tree, winner_path
 from mtad.drafting.beams import Beams, BeamSampler, Draw
+from mtad.drafting.branching_tree import BranchingTreeDrafter
 from mtad.drafting.chain import ChainDrafter, chain_tree
+from mtad.drafting.dynamic_tree import DynamicTreeDrafter
 from mtad.models.runner import ModelRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftShape:
-    """What a drafter is built from: depth, width, draw mode and the tokens that end a beam."""
+    """What a drafter is built from; each reads its own part.
+
+    Attributes:
+        gamma: Depth of chains, beams and dynamic trees.
+        beam_width: Beams, or nodes that a dynamic tree expands per depth.
+        draw: How beams are drawn.
+        eos_token_ids: Tokens that end a beam, `[count]` int64.
+        branching: Children of every node of a branching tree by depth, root first.
+        has_replacement: Whether a branching tree draws siblings with replacement.
+        node_budget: Nodes a dynamic tree keeps.
+    """
 
     gamma: int
     beam_width: int
     draw: Draw
     eos_token_ids: Tensor
+    branching: tuple[int, ...] = (4, 2, 2)
+    has_replacement: bool = False
+    node_budget: int = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +70,16 @@ def _chain(runner: ModelRunner | None, shape: DraftShape) -> Drafter:
     return ChainDrafter(runner, shape.gamma)
 
 
+def _branching_tree(runner: ModelRunner | None, shape: DraftShape) -> Drafter:
+    assert runner is not None
+    return BranchingTreeDrafter(runner, shape.branching, with_replacement=shape.has_replacement)
+
+
+def _dynamic_tree(runner: ModelRunner | None, shape: DraftShape) -> Drafter:
+    assert runner is not None
+    return DynamicTreeDrafter(runner, shape.gamma, shape.beam_width, shape.node_budget, shape.eos_token_ids)
+
+
 DRAFTERS: dict[str, DrafterEntry] = {
     "none": DrafterEntry(
         build=lambda runner, shape: NoDrafter(),
@@ -84,6 +109,20 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_chain=False,
         summary="all beams of a beam sampling as one tree",
     ),
+    "branching_tree": DrafterEntry(
+        build=_branching_tree,
+        needs_model=True,
+        gives_distributions=True,
+        gives_chain=False,
+        summary="the same number of sampled children for every node of a depth",
+    ),
+    "dynamic_tree": DrafterEntry(
+        build=_dynamic_tree,
+        needs_model=True,
+        gives_distributions=False,
+        gives_chain=False,
+        summary="the most probable nodes, grown where the draft is sure of itself",
+    ),
 }
 
 __all__ = [
@@ -91,10 +130,12 @@ __all__ = [
     "BeamDrafter",
     "BeamSampler",
     "Beams",
+    "BranchingTreeDrafter",
     "ChainDrafter",
     "DraftShape",
     "Drafter",
     "DrafterEntry",
+    "DynamicTreeDrafter",
     "NoDrafter",
     "assemble_tree",
     "chain_tree",

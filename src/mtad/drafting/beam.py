@@ -8,7 +8,7 @@ from mtad.drafting.chain import chain_tree
 from mtad.models.runner import ModelRunner
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree
+from mtad.structures.tree import TokenTree, node_bits
 
 
 class BeamDrafter:
@@ -50,7 +50,7 @@ class BeamDrafter:
             levels.append(beams)
             if depth < self.gamma:
                 first_node = (depth - 1) * width
-                ancestors = ancestors.gather(1, beams.origins) | _own_bits(first_node, width, ancestors)
+                ancestors = ancestors.gather(1, beams.origins) | node_bits(first_node, width, ancestors.device)
                 logits = self.runner.score_level(beams.tokens, ancestors, first_node, depth)
         return levels
 
@@ -68,7 +68,7 @@ def assemble_tree(levels: list[Beams]) -> TokenTree:
     bits = torch.zeros_like(levels[0].tokens)
     for index, beams in enumerate(levels):
         parents.append(beams.origins + (index - 1) * width if index else torch.full_like(beams.origins, -1))
-        bits = (bits.gather(1, beams.origins) if index else bits) | _own_bits(index * width, width, bits)
+        bits = (bits.gather(1, beams.origins) if index else bits) | node_bits(index * width, width, bits.device)
         ancestors.append(bits)
     joint = torch.cat([beams.joint for beams in levels], 1)
     depths = torch.arange(1, len(levels) + 1, device=joint.device).repeat_interleave(width)
@@ -102,8 +102,3 @@ def _winner_chain(tree: TokenTree, path: Tensor) -> TokenTree:
         valid=tree.valid.gather(1, path),
         carried=tree.carried.gather(1, path),
     )
-
-
-def _own_bits(first_node: int, width: int, like: Tensor) -> Tensor:
-    nodes = torch.arange(first_node, first_node + width, device=like.device)
-    return torch.ones_like(nodes) << nodes

@@ -71,7 +71,7 @@ class BeamSampler:
             depth: Depth of the new beams, which counts the draws.
         """
         candidates = warp_candidates(logits, rows, num_best=self.width if self.draw == "top" else None)
-        log_probs, token_ids = _carry_finished(beams, candidates)
+        log_probs, token_ids = carry_finished(beams, candidates)
         log_weights = (beams.weights.unsqueeze(-1) + log_probs).flatten(1)
         picks = self._draw(log_weights, rows, depth)
         is_missing = picks < 0
@@ -105,8 +105,8 @@ class BeamSampler:
         return torch.where(rows.is_greedy.unsqueeze(1), best, drawn)
 
 
-def _carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and token ids of all candidates, `[batch, beams, kept]` each."""
+def carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and token ids of all candidates, `[batch, beams, kept]` each; a finished one has one."""
     first = torch.arange(candidates.log_probs.shape[-1], device=beams.tokens.device) == 0
     certain = torch.where(first, 0.0, -torch.inf).to(candidates.log_probs.dtype)
     finished = beams.finished.unsqueeze(-1)

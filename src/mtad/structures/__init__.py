@@ -3,7 +3,7 @@
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.results import DecodingStats, GenerationResult, Piece
 from mtad.structures.rows import RowControls, RowSettings
-from mtad.structures.tree import MAX_TREE_NODES, TokenTree, ancestor_bitmask, ancestor_matrix
+from mtad.structures.tree import MAX_TREE_NODES, TokenTree, ancestor_bitmask, ancestor_matrix, node_bits
 
 __all__ = [
     "MAX_TREE_NODES",
@@ -16,4 +16,5 @@ __all__ = [
     "TokenTree",
     "ancestor_bitmask",
     "ancestor_matrix",
+    "node_bits",
 ]

@@ -76,12 +76,18 @@ def ancestor_bitmask(parents: Tensor, depth: int | None = None) -> Tensor:
     Returns:
         `[batch, nodes]` int64; bit i set when node i lies on the path to the node.
     """
-    own = torch.ones_like(parents) << torch.arange(parents.shape[1], device=parents.device)
-    bits = own
+    own = node_bits(0, parents.shape[1], parents.device)
+    bits = own.expand_as(parents)
     for _ in range(1, parents.shape[1] if depth is None else depth):
         inherited = bits.gather(1, parents.clamp(min=0))
         bits = own | torch.where(parents >= 0, inherited, 0)
     return bits
+
+
+def node_bits(first_node: int, count: int, device: torch.device) -> Tensor:
+    """The own bit of each of `count` neighbouring nodes, `[count]` int64."""
+    nodes = torch.arange(first_node, first_node + count, device=device)
+    return torch.ones_like(nodes) << nodes
 
 
 def ancestor_matrix(ancestors: Tensor) -> Tensor:
