@@ -36,7 +36,7 @@ class Verifier(Protocol):
 
 
 class TargetOnly:
-    """Keeps nothing and lets the target draw its own token: single-token decoding."""
+    """Keeps nothing and lets the target draw its own token: single-token decoding, lossless by definition."""
 
     is_lossless = True
     needs_distributions = False
@@ -61,12 +61,26 @@ def keep_node(
         joint_log_ratio: As in `Acceptance`, `[batch]`.
     """
     batch = torch.arange(len(node), device=node.device)
-    after = target_log_probs[batch, node + 1]
+    return keep_and_draw(tree, node, target_log_probs[batch, node + 1], rows, joint_log_ratio=joint_log_ratio)
+
+
+def keep_and_draw(
+    tree: TokenTree, node: Tensor, next_log_probs: Tensor, rows: RowControls, *, joint_log_ratio: Tensor
+) -> Acceptance:
+    """Keep the path that ends in `node` and draw one more token from a law of its own.
+
+    Args:
+        tree: The draft.
+        node: Last kept node, -1 to keep nothing, `[batch]` int64.
+        next_log_probs: Natural log of the next token's law, normalised or not, `[batch, vocab]`.
+        rows: Settings and positions of the rows.
+        joint_log_ratio: As in `Acceptance`, `[batch]`.
+    """
     path_nodes, num_accepted = path_to(tree, node)
     return Acceptance(
         path_nodes=path_nodes,
         num_accepted=num_accepted,
-        next_tokens=draw_next_token(after, rows),
+        next_tokens=draw_next_token(next_log_probs, rows),
         joint_log_ratio=joint_log_ratio,
     )
 
