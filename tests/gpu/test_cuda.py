@@ -1,0 +1,61 @@
+"""The same tokens on a CUDA device as on the CPU, in float64, for every method."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mtad.config import GenerationOptions
+from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces
+from mtad.models.transformers_runner import TransformersRunner
+from mtad.structures import GenerationResult, RowSettings
+from tests.tiny_models import EOS, tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
+
+
+def _runner(seed: int, device: str) -> TransformersRunner:
+    runner = TransformersRunner(tiny_model(seed=seed).to(device))
+    runner.attach()
+    return runner
+
+
+def _decode(options: GenerationOptions, temperature: float, device: str) -> list[GenerationResult]:
+    decoder = build_decoder(options, _runner(0, device), _runner(1, device), frozenset({EOS}), temperature=temperature)
+    settings = RowSettings(seed=3, temperature=temperature, top_k=8, top_p=0.9, threshold=options.threshold)
+    limits = AnswerLimits(max_new_tokens=24, eos_token_ids=frozenset({EOS}))
+    requests = [
+        Request(row=row, prompt=prompt, settings=replace(settings, seed=row), limits=limits)
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    pieces = generate_pieces(decoder, requests, lambda token_ids: " ".join(map(str, token_ids)), RunFacts(method="x"))
+    return sorted((piece.result for piece in pieces if piece.result), key=lambda result: result.stats.num_prompt_tokens)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "autoregressive"},
+        {"method": "speculative"},
+        {"method": "mtad"},
+        {"method": "mmtad"},
+        {"method": "mmtad", "draw": "gumbel"},
+        {"method": "beam_sampling"},
+        {"method": "mtjd", "gamma": 2},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_cuda_gives_the_tokens_of_the_cpu(changes: dict[str, Any], temperature: float) -> None:
+    options = GenerationOptions(**changes)
+    on_cpu = _decode(options, temperature, "cpu")
+    on_cuda = _decode(options, temperature, "cuda")
+    assert [result.token_ids for result in on_cuda] == [result.token_ids for result in on_cpu]
+    for cuda_result, cpu_result in zip(on_cuda, on_cpu, strict=True):
+        assert cuda_result.log_probs == pytest.approx(cpu_result.log_probs, abs=1e-9)
