@@ -5,12 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtad.structures.acceptance import Acceptance
-from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree
-from mtad.verification.base import draw_next_token, path_to
-from mtad.verification.paths import joint_log_ratio_at
-
 
 @dataclass(slots=True)
 class Offers:
@@ -84,24 +78,3 @@ def level_starts(branching: tuple[int, ...]) -> list[int]:
         level *= count
         starts.append(starts[-1] + level)
     return starts
-
-
-def keep_with_law(
-    tree: TokenTree, node: Tensor, next_law: Tensor, target_log_probs: Tensor, rows: RowControls
-) -> Acceptance:
-    """Keep the path that ends in `node` and draw the token after it from a law of its own.
-
-    Args:
-        tree: The draft.
-        node: Last kept node, -1 to keep nothing, `[batch]` int64.
-        next_law: Law of the next token, linear, `[batch, vocab]`.
-        target_log_probs: Warped natural logs, `[batch, 1 + nodes, vocab]`.
-        rows: Settings and positions of the rows.
-    """
-    path_nodes, num_accepted = path_to(tree, node)
-    return Acceptance(
-        path_nodes=path_nodes,
-        num_accepted=num_accepted,
-        next_tokens=draw_next_token(next_law.log(), rows),
-        joint_log_ratio=joint_log_ratio_at(tree, target_log_probs, node),
-    )

@@ -7,7 +7,9 @@ from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, ancestor_matrix
-from mtad.verification.siblings import Offers, first_of, keep_with_law, level_starts, offer_children
+from mtad.verification.base import keep_and_draw
+from mtad.verification.paths import joint_log_ratio_at
+from mtad.verification.siblings import Offers, first_of, level_starts, offer_children
 
 
 class TraversalVerifier:
@@ -45,7 +47,8 @@ class TraversalVerifier:
         inner_law = residuals[batch, (node + 1).clamp(max=num_inner - 1)]
         leaf_law = target_log_probs[batch, node + 1].exp()
         next_law = torch.where((node + 1 < num_inner).unsqueeze(1), inner_law, leaf_law)
-        return keep_with_law(tree, node, next_law, target_log_probs, rows)
+        ratio = joint_log_ratio_at(tree, target_log_probs, node)
+        return keep_and_draw(tree, node, next_law.log(), rows, joint_log_ratio=ratio)
 
 
 def _weigh(tree: TokenTree, target_log_probs: Tensor, branching: tuple[int, ...]) -> tuple[Tensor, Tensor]:

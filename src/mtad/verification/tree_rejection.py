@@ -7,7 +7,9 @@ from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
-from mtad.verification.siblings import first_of, keep_with_law, level_starts, offer_children
+from mtad.verification.base import keep_and_draw
+from mtad.verification.paths import joint_log_ratio_at
+from mtad.verification.siblings import first_of, level_starts, offer_children
 
 
 class TreeRejectionVerifier:
@@ -55,4 +57,5 @@ class TreeRejectionVerifier:
             alive = alive & is_accepted
             node = torch.where(alive, child, node)
             first_above = first_node
-        return keep_with_law(tree, node, next_law, target_log_probs, rows)
+        ratio = joint_log_ratio_at(tree, target_log_probs, node)
+        return keep_and_draw(tree, node, next_law.log(), rows, joint_log_ratio=ratio)
