@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.oracles import sequence_log_probs
+from tests.oracles import Path, sequence_log_probs
 from tests.table_models import ALL_METHODS, Run, prefilled, random_table, table_law
 
 from mtad.structures import GenerationResult, RowSettings
@@ -133,7 +133,8 @@ def test_greedy_decoding_is_the_argmax_sequence(method: str) -> None:
     target = random_table(11, 6, 3)
     run = Run(target, random_table(12, 6, 3), options(method), temperature=0.0)
     for prompt, result in zip(PROMPTS, generate(run, 25, temperature=0.0, top_k=2, top_p=0.3), strict=True):
-        law, path = table_law(target, prompt), ()
+        law = table_law(target, prompt)
+        path: Path = ()
         for _ in range(25):
             path = (*path, int(law(path).argmax()))
         assert result.token_ids == path
@@ -185,9 +186,9 @@ def test_a_carried_eos_counts_once() -> None:
     for method in ("mtad", "mmtad"):
         run = Run(table, table, options(method, gamma=4, beam_width=2, draw="top"), frozenset({1}))
         result = run.generate([[0]], [RowSettings()], [10])[0]
-        assert result.token_ids == (1,)
-        assert result.provenance == ("drafted",)
-        assert result.accepted_lengths == (1,)
-        assert result.stats.acceptance_by_depth == (1, 0, 0, 0)
+        assert list(result.token_ids) == [1]
+        assert list(result.provenance) == ["drafted"]
+        assert list(result.accepted_lengths) == [1]
+        assert list(result.stats.acceptance_by_depth) == [1, 0, 0, 0]
+        assert list(result.log_probs) == [0]
         assert result.finish_reason == "stop"
-        assert result.log_probs == (0.0,)

@@ -5,7 +5,7 @@ import pytest
 from tests.oracles import Array, Beam, Pick, beam_levels, invert, invert_without_replacement
 from tests.table_models import Run, controls, random_table, table_law
 
-from mtad.drafting import Draw
+from mtad.drafting.beams import Draw
 from mtad.sampling import Stream, uniform
 from mtad.structures import RowSettings
 

@@ -19,7 +19,8 @@ from tests.oracles import (
 )
 from tests.table_models import controls, prefilled, random_table, seeded_controls, table_law
 
-from mtad.drafting import BeamDrafter, BeamSampler, Draw, winner_path
+from mtad.drafting import BeamDrafter, BeamSampler, winner_path
+from mtad.drafting.beams import Draw
 from mtad.sampling import Stream, uniform
 from mtad.structures import RowSettings, TokenTree, ancestor_bitmask
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.table_models import controls
 
-from mtad.drafting import Beams, BeamSampler, Draw
+from mtad.drafting import Beams, BeamSampler
+from mtad.drafting.beams import Draw
 from mtad.structures import RowSettings
 
 NO_EOS = torch.tensor([], dtype=torch.int64)

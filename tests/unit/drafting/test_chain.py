@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.oracles import invert
+from tests.oracles import Path, invert
 from tests.table_models import controls, prefilled, random_table, table_law
 
 from mtad.drafting import DRAFTERS, ChainDrafter, DraftShape, NoDrafter
@@ -21,7 +21,8 @@ def test_tokens_are_drawn_from_the_distributions_that_are_carried() -> None:
     tree = ChainDrafter(runner, 4).draft(previous, pending, rows)
     assert tree.draft_log_probs is not None
     for row, (prompt, setting) in enumerate(zip(PROMPTS, SETTINGS, strict=True)):
-        law, path, joint = table_law(table, prompt, setting), (), 0.0
+        law, joint = table_law(table, prompt, setting), 0.0
+        path: Path = ()
         for depth in range(4):
             log_probs = law(path)
             np.testing.assert_allclose(tree.draft_log_probs[row, depth].numpy(), log_probs, atol=1e-12)
@@ -38,7 +39,8 @@ def test_greedy_rows_draft_the_most_likely_tokens(one_hot_at_zero: bool) -> None
     settings = [RowSettings(seed=seed, temperature=0) for seed in range(3)]
     tree = ChainDrafter(runner, 4).draft(previous, pending, controls(*settings, one_hot_at_zero=one_hot_at_zero))
     for row, prompt in enumerate(PROMPTS):
-        law, path = table_law(table, prompt), ()
+        law = table_law(table, prompt)
+        path: Path = ()
         for _ in range(4):
             path = (*path, int(law(path).argmax()))
         assert tuple(tree.tokens[row].tolist()) == path
