@@ -11,7 +11,7 @@ from mtad.models.adapters import merge_adapter, resolve_adapter
 from mtad.models.architecture import TESTED_MODEL_TYPES
 from mtad.models.checkpoints import load_causal_model, read_model_config
 from mtad.models.pairs import KNOWN_PAIRS, resolve_model
-from mtad.models.placement import choose_device, choose_dtype, dtype_name
+from mtad.models.placement import check_device_map, choose_device, choose_dtype, dtype_name
 from mtad.models.probe import check_tree_logits
 from mtad.models.tokenizers import check_draft_tokenizer, has_tokenizer, load_tokenizer, shared_vocab_size
 from mtad.models.transformers_runner import TransformersRunner
@@ -61,12 +61,13 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
         wants_draft: False leaves the draft out.
 
     Raises:
-        ConfigError: A device that does not exist.
+        ConfigError: No such device, or device map.
         ModelLoadError: A model, adapter or tokenizer cannot be loaded; the message says why and what to do.
         UnsupportedModelError: An architecture that tree attention cannot serve.
         VocabularyMismatchError: Target and draft do not share a vocabulary.
         CapacityError: The memory is not there.
     """
+    check_device_map(options.device_map)
     device = choose_device(options.device)
     target_source = resolve_model(options.target, "target")
     config = read_model_config(target_source, "target", options.revision)

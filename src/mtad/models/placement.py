@@ -5,6 +5,7 @@ import torch
 from mtad.errors import ConfigError, ModelLoadError
 
 NATIVE_BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def choose_device(name: str) -> torch.device:
@@ -62,6 +63,20 @@ def has_native_bfloat16() -> bool:
         return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
     capabilities = read_capabilities()
     return any(capabilities.get(name, False) for name in NATIVE_BFLOAT16_CAPABILITIES)
+
+
+def check_device_map(name: str | None) -> None:
+    """Raise unless `name` is a way accelerate knows to spread weights, or a single device.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if name is None or name in DEVICE_MAPS:
+        return
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device_map must be one of {', '.join(DEVICE_MAPS)} or a device, got {name!r}") from None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

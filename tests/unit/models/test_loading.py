@@ -224,3 +224,9 @@ def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gpu", "meta", "mps"):
         with pytest.raises(ConfigError, match="cuda:N"):
             choose_device(name)
+
+
+def test_a_device_map_is_passed_on_or_refused(target: Path) -> None:
+    assert load(target, device_map="auto").options.device_map == "auto"
+    with pytest.raises(ConfigError, match="balanced"):
+        load(target, device_map="everywhere")
