@@ -135,9 +135,8 @@ class Probe:
         self.rule = rule
         self._columns: dict[int, Tensor] = {}
         self._next_log_probs = torch.empty(0)
-        for place in (module, "mtad.verification.base"):
-            monkeypatch.setattr(f"{place}.draw_next_token", self._record, raising=False)
-            monkeypatch.setattr(f"{place}.uniform", self._numbers, raising=False)
+        self._monkeypatch = monkeypatch
+        self._places = (module, "mtad.verification.base")
 
     def ask(self, drafts: Drafts, numbers: dict[int, Tensor]) -> tuple[Acceptance, Array]:
         """The decision, and the law of the next token, `[drafts, vocab]`.
@@ -148,7 +147,11 @@ class Probe:
         """
         self._columns = numbers
         rows = seeded_controls(RowSettings(), torch.zeros(len(drafts.weights), dtype=torch.int64))
-        acceptance = self.rule.accept(drafts.tree, drafts.target_log_probs, rows)
+        with self._monkeypatch.context() as patch:
+            for place in self._places:
+                patch.setattr(f"{place}.draw_next_token", self._record, raising=False)
+                patch.setattr(f"{place}.uniform", self._numbers, raising=False)
+            acceptance = self.rule.accept(drafts.tree, drafts.target_log_probs, rows)
         law: Array = self._next_log_probs.softmax(-1).numpy()
         return acceptance, law
 

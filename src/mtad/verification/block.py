@@ -7,7 +7,7 @@ from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
-from mtad.verification.base import draw_next_token, path_to
+from mtad.verification.base import keep_and_draw
 from mtad.verification.paths import joint_log_ratio_at
 
 
@@ -39,13 +39,9 @@ class BlockVerifier:
         lengths = torch.arange(1, tree.num_nodes + 1, device=odds.device)
         passes = tree.valid.cumprod(1).bool() & (uniform(rows, Stream.ACCEPT, 0, tree.num_nodes) < odds)
         num_accepted = torch.where(passes, lengths, 0).amax(1)
-        path_nodes, _ = path_to(tree, num_accepted - 1)
-        return Acceptance(
-            path_nodes=path_nodes,
-            num_accepted=num_accepted,
-            next_tokens=draw_next_token(_after(residual, target_log_probs, num_accepted), rows),
-            joint_log_ratio=joint_log_ratio_at(tree, target_log_probs, num_accepted - 1),
-        )
+        after = _after(residual, target_log_probs, num_accepted)
+        ratio = joint_log_ratio_at(tree, target_log_probs, num_accepted - 1)
+        return keep_and_draw(tree, num_accepted - 1, after, rows, joint_log_ratio=ratio)
 
 
 def _prefix_weights(tree: TokenTree, target_log_probs: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
-from mtad.verification.base import draw_next_token, path_to
+from mtad.verification.base import keep_and_draw
 from mtad.verification.paths import joint_log_ratio_at, step_log_probs
 
 
@@ -50,13 +50,8 @@ class ThresholdVerifier:
             keeps = children & is_likely
             is_open = keeps.any(1)
             node = torch.where(is_open, keeps.long().argmax(1), node)
-        path_nodes, num_accepted = path_to(tree, node)
-        return Acceptance(
-            path_nodes=path_nodes,
-            num_accepted=num_accepted,
-            next_tokens=draw_next_token(_untried(tree, scores, node), rows),
-            joint_log_ratio=joint_log_ratio_at(tree, target_log_probs, node),
-        )
+        ratio = joint_log_ratio_at(tree, target_log_probs, node)
+        return keep_and_draw(tree, node, _untried(tree, scores, node), rows, joint_log_ratio=ratio)
 
 
 def _one_hot(log_probs: Tensor) -> Tensor:
