@@ -111,15 +111,11 @@ def _collect_prompts(options: argparse.Namespace) -> list[Any]:
         if options.prompt is not None:
             raise ConfigError("got both a prompt and --prompts-file; give one of them")
         return read_prompts(options.prompts_file)
-    if options.prompt is not None:
-        prompt = options.prompt
-    elif sys.stdin is None or sys.stdin.isatty():
-        raise PromptError("no prompt; give one as an argument, with --prompts-file, or on standard input")
-    else:
-        prompt = _read_stdin()
-    if not prompt.strip():
+    if options.prompt is None:
+        return [_read_stdin()]
+    if not options.prompt.strip():
         raise PromptError("the prompt is empty; give some text to continue or answer")
-    return [prompt]
+    return [options.prompt]
 
 
 def _check_stream(options: argparse.Namespace, num_prompts: int) -> None:
@@ -130,10 +126,16 @@ def _check_stream(options: argparse.Namespace, num_prompts: int) -> None:
 
 
 def _read_stdin() -> str:
+    where = "give one as an argument, with --prompts-file, or on standard input"
+    if sys.stdin is None or sys.stdin.isatty():
+        raise PromptError(f"no prompt; {where}")
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+        prompt = sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 (byte {error.start}); pipe UTF-8 text") from error
+    if not prompt.strip():
+        raise PromptError(f"standard input holds no prompt; {where}")
+    return prompt
 
 
 def _decode(

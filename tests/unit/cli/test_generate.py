@@ -117,8 +117,8 @@ def test_only_methods_that_draft_load_a_draft(
     [
         ([""], None, ["the prompt is empty; give some text"]),
         ([" \n"], None, ["the prompt is empty"]),
-        ([], b"", ["the prompt is empty"]),
-        ([], b"\n\n", ["the prompt is empty"]),
+        ([], b"", ["standard input holds no prompt; give one as an argument"]),
+        ([], b"\n\n", ["standard input holds no prompt"]),
         ([], b"caf\xe9", ["standard input is not UTF-8 (byte 3)"]),
         (["hi", "--prompts-file", "x.txt"], None, ["got both a prompt and --prompts-file"]),
         (["--prompts-file", "no/such.txt"], None, ["no/such.txt", "No such file or directory"]),
