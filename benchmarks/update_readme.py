@@ -34,7 +34,8 @@ def caption(record: dict[str, Any]) -> str:
     tokens = next(iter(record["rows"].values()))["settings"]["max_new_tokens"]
     return (
         f"Default pair, temperature 1, top-k 10, top-p 0.9, {record['num_prompts']} prompts of "
-        f"MT-Bench and Spec-Bench, at most {tokens} new tokens, {counts}; {record['models']['dtype']} on a {machine['processor']}. "
+        f"MT-Bench and Spec-Bench, at most {tokens} new tokens, {counts}; "
+        f"{record['models']['dtype']} on an {machine['processor']} processor, {machine['cores']} thread(s). "
         "Perplexities are of the emitted tokens under the target alone. "
         "Record: [benchmarks/records/default_pair_acceptance.json](benchmarks/records/default_pair_acceptance.json)."
     )
