@@ -123,6 +123,12 @@ def test_categorical_takes_unnormalised_and_huge_logs() -> None:
     assert draw_categorical(logs, torch.tensor([[0.24, 0.26]]).double()).tolist() == [[0, 1]]
 
 
+def test_a_number_on_a_border_belongs_to_the_next_category() -> None:
+    logs = torch.tensor([[0.5, 0.0, 0.25, 0.25]], dtype=torch.float64).log()
+    numbers = torch.tensor([[0.25, 0.5, 0.75]], dtype=torch.float64)
+    assert draw_categorical(logs, numbers).tolist() == [[0, 2, 3]]
+
+
 def test_without_replacement_equals_sequential_inversion() -> None:
     generator = np.random.default_rng(1)
     logs = np.log(generator.dirichlet(np.ones(6), size=300))
