@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
     # The conversation may switch to a method that drafts.
-    engine = load_engine(models, generation, keeps_draft=True)
-    note("type /help for commands, Ctrl-D to leave")
+    engine = load_engine(models, generation, color=options.color, keeps_draft=True)
+    note("type /help for commands, Ctrl-D to leave", options.color)
     ChatSession(engine, generation, system=options.system, color=options.color).loop()
     return 0
 

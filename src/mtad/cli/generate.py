@@ -29,6 +29,9 @@ EXAMPLES = """examples:
 
 A prompts file holds one prompt per line. In a .jsonl file a line is a text or
 an object with "prompt" (text), "messages" (a conversation) or "turns" (texts).
+
+The last line on a terminal counts tokens and tokens per call of the target, and
+shows how many drafts were kept to depth 1, 2, ..., tokens/s and the perplexity.
 """
 
 BATCH_SIZE = Setting(name="batch_size", help="prompts decoded at once", type=int, default=8, minimum=1)
@@ -72,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     BATCH_SIZE.check(options.batch_size)
     prompts = _collect_prompts(options)
     _check_stream(options, len(prompts))
-    engine = load_engine(models, generation)
+    engine = load_engine(models, generation, color=options.color)
 
     from mtad.api import PromptFormat
 
@@ -80,18 +83,21 @@ def run(options: argparse.Namespace) -> int:
     return _decode(engine, prompts, generation, style, options)
 
 
-def load_engine(models: ModelOptions, generation: GenerationOptions, *, keeps_draft: bool = False) -> "Engine":
+def load_engine(
+    models: ModelOptions, generation: GenerationOptions, *, color: str, keeps_draft: bool = False
+) -> "Engine":
     """Load the models that the method needs.
 
     Args:
         models: Which models.
         generation: The method; what does not fit together is reported before anything is loaded.
+        color: Of the notice that loading takes a while: `auto`, `always` or `never`.
         keeps_draft: Load the draft even for a method that needs none.
 
     Raises:
         ConfigError: The method needs a draft and none is named.
     """
-    note(f"loading {models.target} ...")
+    note(f"loading {models.target} ...", color)
 
     from mtad.api import Engine
     from mtad.decoding import needs_draft_model

@@ -41,7 +41,7 @@ def statistics_line(result: "GenerationResult", *, is_colored: bool) -> str:
     acceptance = ""
     if stats.acceptance_by_depth:
         shares = "/".join(f"{100 * share:.0f}" for share in stats.acceptance_by_depth)
-        acceptance = f"drafts kept {shares}%"
+        acceptance = f"kept {shares}%"
     parts = [
         f"{stats.num_tokens} {unit}{cut}",
         f"{stats.tokens_per_call:.2f}/call",
@@ -53,8 +53,8 @@ def statistics_line(result: "GenerationResult", *, is_colored: bool) -> str:
     return f"{FAINT}{line}{RESET}" if is_colored else line
 
 
-def note(message: str) -> None:
+def note(message: str, color: str) -> None:
     """A passing remark on stderr, for people only."""
     if sys.stderr.isatty():
-        is_colored = wants_color("auto", sys.stderr)
+        is_colored = wants_color(color, sys.stderr)
         print(f"{FAINT}{message}{RESET}" if is_colored else message, file=sys.stderr, flush=True)

@@ -202,7 +202,7 @@ def test_stats_show_the_last_answer(fake: FakeEngine, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines() == [
         "(no finished answer yet)",
         "answer 1",
-        "[40 tokens · 2.11/call · drafts kept 53/37/21/0% · 8.0/s · perplexity 2.51]",
+        "[40 tokens · 2.11/call · kept 53/37/21/0% · 8.0/s · perplexity 2.51]",
         "mmtad: prompt 9 tokens, prefill 0.10 s, decoding 5.00 s",
     ]
 
@@ -235,7 +235,7 @@ def test_the_statistics_follow_an_answer_on_a_terminal(fake: FakeEngine, monkeyp
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("NO_COLOR", "1")
     session(fake).handle("one")
-    assert terminal.getvalue() == "[40 tokens · 2.11/call · drafts kept 53/37/21/0% · 8.0/s · perplexity 2.51]\n"
+    assert terminal.getvalue() == "[40 tokens · 2.11/call · kept 53/37/21/0% · 8.0/s · perplexity 2.51]\n"
 
 
 def test_the_command_loads_the_draft_for_every_method(

@@ -66,7 +66,7 @@ def test_drafted_text_is_coloured_and_the_rest_is_not() -> None:
 
 def test_the_statistics_are_one_short_line() -> None:
     line = statistics_line(RESULT, is_colored=False)
-    assert line == "[40 tokens · 2.11/call · drafts kept 53/37/21/0% · 8.0/s · perplexity 2.51]"
+    assert line == "[40 tokens · 2.11/call · kept 53/37/21/0% · 8.0/s · perplexity 2.51]"
     assert len(line) <= 80
 
 
@@ -81,7 +81,7 @@ def test_a_method_without_drafts_shows_no_acceptance() -> None:
 
 def test_the_colour_of_the_acceptance_explains_the_colour_of_the_text() -> None:
     line = statistics_line(RESULT, is_colored=True)
-    assert f"{DRAFTED}drafts kept 53/37/21/0%{RESET}" in line
+    assert f"{DRAFTED}kept 53/37/21/0%{RESET}" in line
     assert line.startswith(FAINT)
     assert line.endswith(RESET)
 
@@ -100,5 +100,5 @@ def test_remarks_are_for_people(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stderr", stream)
-    note("loading")
+    note("loading", "auto")
     assert stream.getvalue() == expected
