@@ -76,7 +76,7 @@ def main() -> int:
         "target": options.target,
         "draft": options.draft or "the pair's own",
     }
-    rows = [row for row in ROWS if options.only is None or options.only in row.label]
+    rows = [row for row in ROWS if options.only is None or any(text in row.label for text in options.only)]
     for row in tqdm(rows, unit="method"):
         if row.label not in record["rows"]:
             record["rows"][row.label] = measure(engine, prompts, row, options) | {"commit": _git("rev-parse", "HEAD")}
@@ -105,7 +105,7 @@ def measure(engine: Engine, prompts: list[str], row: Row, options: argparse.Name
     settings |= row.settings
     started = perf_counter()
     results: list[GenerationResult] = []
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         results += engine.generate(prompts, seed=seed, batch_size=options.batch_size, **settings)
     return summarize(results, settings, perf_counter() - started)
 
@@ -128,6 +128,43 @@ def summarize(results: list[GenerationResult], settings: dict[str, Any], wall_s:
         "share_cut_at_limit": sum(result.finish_reason == "length" for result in results) / len(results),
         "num_answers": len(results),
         "wall_s": wall_s,
+    }
+
+
+def merge(record: dict[str, Any], other: dict[str, Any]) -> None:
+    """Pool the rows that both records have, as if their answers had been measured together."""
+    for label in record["rows"].keys() & other["rows"].keys():
+        record["rows"][label] = pool(record["rows"][label], other["rows"][label])
+    record.setdefault("pooled_with", []).append({key: other[key] for key in ("command", "commit", "machine")})
+
+
+def pool(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """One row for the answers of two; both must have been measured with the same settings."""
+    if first["settings"] != second["settings"]:
+        raise SystemExit(
+            f"got rows of different settings, expected the same: {first['settings']}, {second['settings']}"
+        )
+    parts = (first, second)
+    answers = [part["num_answers"] for part in parts]
+    tokens = [part["tokens_per_answer"] * part["num_answers"] for part in parts]
+    calls = [count / part["tokens_per_call"] for count, part in zip(tokens, parts, strict=True)]
+
+    def mean(values: list[float], weights: list[float]) -> float:
+        return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+    def log_mean(key: str, weights: list[float]) -> float:
+        return math.exp(mean([math.log(part[key]) for part in parts], weights))
+
+    depths = zip(*(part["acceptance_by_depth"] for part in parts), strict=True)
+    return first | {
+        "tokens_per_call": sum(tokens) / sum(calls),
+        "perplexity": log_mean("perplexity", tokens),
+        "perplexity_of_mean_document": log_mean("perplexity_of_mean_document", answers),
+        "acceptance_by_depth": [mean(list(shares), calls) for shares in depths],
+        "tokens_per_answer": sum(tokens) / sum(answers),
+        "share_cut_at_limit": mean([part["share_cut_at_limit"] for part in parts], answers),
+        "num_answers": sum(answers),
+        "wall_s": first["wall_s"] + second["wall_s"],
     }
 
 
@@ -160,8 +197,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--num-prompts", type=int, default=40)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--only", help="only rows whose label contains this text")
+    parser.add_argument("--only", action="append", help="only rows whose label contains this text; may be repeated")
+    parser.add_argument("--merge", type=Path, help="record of other seeds to pool into this one, without decoding")
     return parser.parse_args()
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import EOS, tiny_model
 
 from mtad.config import GenerationOptions
 from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.structures import GenerationResult, RowSettings
-from tests.tiny_models import EOS, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -45,7 +45,7 @@ class Setting:
         accepted = (int, float) if self.type is float else (self.type,)
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise ConfigError(f"{self.name} must be {self.expected()}, got {value!r}")
-        if self.type is tuple and not all(isinstance(part, str) for part in value):
+        if isinstance(value, tuple) and not all(isinstance(part, str) for part in value):
             raise ConfigError(f"{self.name} must be {self.expected()}, got {value!r}")
         if self.choices is not None and value not in self.choices:
             raise ConfigError(f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}")
