@@ -91,8 +91,8 @@ def pack_tensors(tensors: dict[str, torch.Tensor], *, allow_loss: bool) -> dict[
         packed[name], packed[name + SCALE_SUFFIX], is_exact = pack_rows(tensor)
         if not is_exact.all() and not allow_loss:
             raise MtadError(
-                f"Got {int((~is_exact).sum())} of {len(tensor)} rows of {name} that int8 cannot hold exactly, "
-                "expected none; pass --allow-loss to round them."
+                f"got {int((~is_exact).sum())} of {len(tensor)} rows of {name} that int8 cannot hold exactly, "
+                "expected none; pass --allow-loss to round them"
             )
     return packed
 

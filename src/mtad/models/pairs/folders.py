@@ -64,8 +64,8 @@ def _packed_sha256(draft_folder: Path) -> str:
         return str(manifest["packed_sha256"])
     except (OSError, ValueError, KeyError) as error:
         raise PairDownloadError(
-            f"Got no usable {MANIFEST_NAME} in {draft_folder}, expected the packed draft that mtad ships; "
-            "reinstall mtad."
+            f"got no usable {MANIFEST_NAME} in {draft_folder}, expected the packed draft that mtad ships; "
+            "reinstall mtad"
         ) from error
 
 

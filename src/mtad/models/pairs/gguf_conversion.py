@@ -31,7 +31,7 @@ def convert_gguf(gguf_path: Path, folder: Path, reporter: Reporter) -> None:
 
     reader = GGUFReader(gguf_path)
     if (architecture := _value(reader, "general.architecture")) != "llama":
-        raise PairDownloadError(f"Got the architecture {architecture!r} in {gguf_path.name}, expected 'llama'.")
+        raise PairDownloadError(f"got the architecture {architecture!r} in {gguf_path.name}, expected 'llama'")
     config = read_config(reader)
     folder.mkdir()
     save_file(read_weights(reader, config, reporter), folder / WEIGHTS_NAME, metadata={"format": "pt"})
@@ -44,7 +44,7 @@ def convert_gguf(gguf_path: Path, folder: Path, reporter: Reporter) -> None:
 def _value(reader: GGUFReader, key: str) -> Any:
     field = reader.get_field(key)
     if field is None:
-        raise PairDownloadError(f"Got a GGUF file without {key!r}, expected a Llama model with its tokenizer.")
+        raise PairDownloadError(f"got a GGUF file without {key!r}, expected a Llama model with its tokenizer")
     return field.contents()
 
 
@@ -94,13 +94,13 @@ def read_weights(reader: GGUFReader, config: "LlamaConfig", reporter: Reporter) 
         for name, shape in shapes.items():
             tensor = stored.pop(f"{names.get_name(name.removesuffix('.weight'))}.weight", None)
             if tensor is None or tuple(map(int, reversed(tensor.shape))) != shape:
-                raise PairDownloadError(f"Got no {name} of shape {shape} in the GGUF file, expected a Llama model.")
+                raise PairDownloadError(f"got no {name} of shape {shape} in the GGUF file, expected a Llama model")
             weights[name] = torch.from_numpy(
                 _restore_rotary_order(dequantize(tensor.data, tensor.tensor_type), name, config)
             ).bfloat16()
             bar.update()
     if unknown := sorted(stored.keys() - {"rope_freqs.weight"}):
-        raise PairDownloadError(f"Got the tensors {', '.join(unknown)} in the GGUF file, expected a Llama model.")
+        raise PairDownloadError(f"got the tensors {', '.join(unknown)} in the GGUF file, expected a Llama model")
     return weights
 
 
@@ -124,7 +124,7 @@ def read_tokenizer(reader: GGUFReader) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     if (name := _value(reader, "tokenizer.ggml.pre")) != "smollm":
-        raise PairDownloadError(f"Got the pre-tokenizer {name!r} in the GGUF file, expected 'smollm'.")
+        raise PairDownloadError(f"got the pre-tokenizer {name!r} in the GGUF file, expected 'smollm'")
     tokens = _value(reader, "tokenizer.ggml.tokens")
     kinds = _value(reader, "tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in _value(reader, "tokenizer.ggml.merges")]

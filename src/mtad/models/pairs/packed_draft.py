@@ -51,7 +51,7 @@ def expand_draft(packed_folder: Path, target: Path, folder: Path) -> None:
     manifest = json.loads((packed_folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     if not packed_path.is_file() or file_sha256(packed_path) != manifest["packed_sha256"]:
         raise PairDownloadError(
-            f"Got a missing or damaged {packed_path}, expected the packed draft that mtad ships; reinstall mtad."
+            f"got a missing or damaged {packed_path}, expected the packed draft that mtad ships; reinstall mtad"
         )
     folder.mkdir()
     save_file(expand_tensors(load_file(packed_path)), folder / WEIGHTS_NAME, metadata={"format": "pt"})

@@ -35,7 +35,7 @@ def pair_paths(name: str = "smollm2", *, progress: bool = True) -> PairPaths:
     """
     source = KNOWN_PAIRS.get(name)
     if source is None:
-        raise ModelLoadError(f"Got the pair {name!r}, expected one of: {', '.join(sorted(KNOWN_PAIRS))}.")
+        raise ModelLoadError(f"got the pair {name!r}, expected one of: {', '.join(sorted(KNOWN_PAIRS))}")
     return ensure_pair(source, cache_root(), progress=progress)
 
 
@@ -71,7 +71,7 @@ def resolve_model(name_or_path: str, role: Role, *, progress: bool = True) -> Pa
         return path
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise ModelLoadError(
-            f"Got {name_or_path!r} as the {role} model, but there is no such folder; expected a folder with a "
-            f"config.json, the identifier of a hub model, or one of: {', '.join(sorted(KNOWN_PAIRS))}."
+            f"got {name_or_path!r} as the {role} model, but there is no such folder; expected a folder with a "
+            f"config.json, the identifier of a hub model, or one of: {', '.join(sorted(KNOWN_PAIRS))}"
         )
     return name_or_path

