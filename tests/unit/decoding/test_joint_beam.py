@@ -96,3 +96,15 @@ def test_greedy_beam_sampling_is_beam_search() -> None:
     for prompt, result in zip(PROMPTS, run.generate(PROMPTS, settings, [6] * 3), strict=True):
         pick = answer_pick("top", RowSettings(), 0, 3)
         assert result.token_ids == winner(beam_levels(table_law(target, prompt), 6, frozenset(), pick)[-1]).path
+
+
+def test_a_block_ends_with_its_eos() -> None:
+    target = random_table(5, 3, 1)
+    run = Run(target, target, {"method": "mtjd", "gamma": 4, "beam_width": 3}, frozenset({0, 1}))
+    decoder = run.decoder()
+    decoder.prefill([[0], [1], [2]], SETTINGS, [12] * 3)
+    for outcome in decoder.step([True] * 3):
+        assert outcome is not None
+        assert len(outcome.tokens) == len(outcome.log_probs)
+        assert not set(outcome.tokens[:-1]) & {0, 1}
+        assert len(outcome.tokens) < 4
