@@ -50,8 +50,8 @@ class GenerationOptions:
     method: str = setting(str, "mmtad", "decoding method", choices=METHOD_NAMES)
     drafter: str | None = setting(str, None, "drafter instead of the method's own", choices=DRAFTER_NAMES)
     verifier: str | None = setting(str, None, "acceptance rule instead of the method's own", choices=VERIFIER_NAMES)
-    gamma: int = setting(int, 4, "tokens drafted per iteration", minimum=1, maximum=MAX_TREE_NODES)
-    beam_width: int = setting(int, 4, "beams of the draft", minimum=1, maximum=MAX_TREE_NODES)
+    gamma: int = setting(int, 3, "tokens drafted per iteration", minimum=1, maximum=MAX_TREE_NODES)
+    beam_width: int = setting(int, 3, "beams of the draft", minimum=1, maximum=MAX_TREE_NODES)
     threshold: float = setting(
         float, 0.5, "tau: a draft is kept while P(draft) > tau * Q(draft); lower keeps more", above=0, maximum=1
     )

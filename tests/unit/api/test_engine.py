@@ -81,7 +81,7 @@ def test_drafted_and_target_tokens_both_occur(engine: Engine) -> None:
     result = engine.generate("tell me", max_new_tokens=40, ignore_eos=True)
     assert set(result.provenance) == {"drafted", "target"}
     assert result.stats.tokens_per_call > 1
-    assert len(result.stats.acceptance_by_depth) == 4
+    assert len(result.stats.acceptance_by_depth) == GenerationOptions().gamma
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
