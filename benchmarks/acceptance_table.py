@@ -69,6 +69,11 @@ def main() -> int:
         record: dict[str, Any] = json.loads(options.record.read_text(encoding="utf-8"))
     else:
         record = open_record(len(prompts))
+    if options.merge is not None:
+        merge(record, json.loads(options.merge.read_text(encoding="utf-8")))
+        write_record(options.record, record)
+        print(to_markdown(record))
+        return 0
     engine = Engine.from_pretrained(options.target, draft=options.draft, dtype=options.dtype, device=options.device)
     record["models"] = {
         "dtype": engine.models.options.dtype,
