@@ -35,7 +35,7 @@ def caption(record: dict[str, Any]) -> str:
     return (
         f"Default pair, temperature 1, top-k 10, top-p 0.9, {record['num_prompts']} prompts of "
         f"MT-Bench and Spec-Bench, at most {tokens} new tokens, {counts}; "
-        f"{record['models']['dtype']} on an {machine['processor']} processor, {machine['cores']} thread(s). "
+        f"{record['models']['dtype']} on an {machine['processor']} processor. "
         "Perplexities are of the emitted tokens under the target alone. "
         "Record: [benchmarks/records/default_pair_acceptance.json](benchmarks/records/default_pair_acceptance.json)."
     )
