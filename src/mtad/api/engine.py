@@ -72,8 +72,7 @@ class Engine:
         """
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         found = {piece.row: piece.result for piece in self.stream(batch, options, **changes) if piece.result}
-        results = [found[row] for row in range(len(batch))]
-        return results[0] if isinstance(prompts, str) else results
+        return _in_order(found, prompts)
 
     def stream(
         self,
@@ -116,8 +115,7 @@ class Engine:
             async for piece in pieces:
                 if piece.result is not None:
                     found[piece.row] = piece.result
-        results = [found[row] for row in range(len(batch))]
-        return results[0] if isinstance(prompts, str) else results
+        return _in_order(found, prompts)
 
     async def stream_async(
         self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
@@ -222,6 +220,15 @@ class Engine:
             yield
         finally:
             self._lock.release()
+
+
+def _in_order(
+    found: dict[int, GenerationResult], prompts: str | Sequence[Prompt]
+) -> GenerationResult | list[GenerationResult]:
+    """Results by row in the order of the prompts; the only one for a text."""
+    if isinstance(prompts, str):
+        return found[0]
+    return [found[row] for row in range(len(prompts))]
 
 
 @contextmanager

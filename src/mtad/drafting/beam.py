@@ -39,18 +39,19 @@ class BeamDrafter:
         return tree if self.keep_tree else _winner_chain(tree, self._winner_path)
 
     def draw_levels(self, previous: Tensor, pending: Tensor, rows: RowControls) -> list[Beams]:
-        """The beams of every depth."""
+        """The beams of every depth, with their ancestor bits."""
         width = self.sampler.width
         logits = self.runner.score_root(previous, pending).unsqueeze(1)
         beams = Beams.root(logits)
         ancestors = torch.zeros_like(beams.tokens)
         levels = []
         for depth in range(1, self.gamma + 1):
+            first_node = (depth - 1) * width
             beams = self.sampler.expand(beams, logits, rows, depth)
+            ancestors = ancestors.gather(1, beams.origins) | node_bits(first_node, width, ancestors.device)
+            beams.ancestors = ancestors
             levels.append(beams)
             if depth < self.gamma:
-                first_node = (depth - 1) * width
-                ancestors = ancestors.gather(1, beams.origins) | node_bits(first_node, width, ancestors.device)
                 logits = self.runner.score_level(beams.tokens, ancestors, first_node, depth)
         return levels
 
@@ -62,14 +63,10 @@ class BeamDrafter:
 
 
 def assemble_tree(levels: list[Beams]) -> TokenTree:
-    """All beams of all depths as one tree, `width` nodes a depth."""
+    """The beams that `draw_levels` gave as one tree, `width` nodes a depth."""
     width = levels[0].tokens.shape[1]
-    parents, ancestors = [], []
-    bits = torch.zeros_like(levels[0].tokens)
-    for index, beams in enumerate(levels):
-        parents.append(beams.origins + (index - 1) * width if index else torch.full_like(beams.origins, -1))
-        bits = (bits.gather(1, beams.origins) if index else bits) | node_bits(index * width, width, bits.device)
-        ancestors.append(bits)
+    parents = [torch.full_like(levels[0].origins, -1)]
+    parents += [beams.origins + index * width for index, beams in enumerate(levels[1:])]
     joint = torch.cat([beams.joint for beams in levels], 1)
     depths = torch.arange(1, len(levels) + 1, device=joint.device).repeat_interleave(width)
     return TokenTree(
@@ -77,7 +74,7 @@ def assemble_tree(levels: list[Beams]) -> TokenTree:
         parents=torch.cat(parents, 1),
         depths=depths,
         joint_draft_log_probs=joint,
-        ancestors=torch.cat(ancestors, 1),
+        ancestors=torch.cat([beams.ancestors for beams in levels if beams.ancestors is not None], 1),
         winner=levels[-1].weights.argmax(1) + (len(levels) - 1) * width,
         valid=joint > -torch.inf,
         carried=torch.cat([beams.carried for beams in levels], 1),

@@ -24,6 +24,7 @@ class Beams:
         finished: Whether the beam has drawn EOS, bool.
         carried: Whether it had already drawn EOS before this depth, bool.
         unwarped: Temperature-1 natural log-probability of the newest token, 0 where carried.
+        ancestors: Ancestor bits of each beam's node, int64; set where beams become a tree.
     """
 
     tokens: Tensor
@@ -33,6 +34,7 @@ class Beams:
     finished: Tensor
     carried: Tensor
     unwarped: Tensor | None = None
+    ancestors: Tensor | None = None
 
     @classmethod
     def root(cls, logits: Tensor) -> "Beams":
