@@ -68,7 +68,7 @@ class TransformersRunner(ModelRunner):
             positions = positions.clamp(max=self.max_positions - 1)
         arguments: dict[str, Any] = {BATCH_ARGUMENT: batch}
         if self._keeps_logits:
-            arguments["logits_to_keep"] = batch.num_logits
+            arguments["logits_to_keep"] = _trailing(batch)
         logits: Tensor = self.model(
             input_ids=batch.tokens,
             position_ids=positions,
@@ -99,3 +99,14 @@ class TransformersRunner(ModelRunner):
     def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
         assert self.cache is not None
         self.cache.move(sources, targets)
+
+
+def _trailing(batch: ForwardBatch) -> int | Tensor:
+    """What to say as `logits_to_keep`: 0 for all positions, else the indices of the trailing ones.
+
+    A count would make transformers slice, and a matrix product of a sliced batch copies the head once a row.
+    """
+    queries = batch.tokens.shape[1]
+    if batch.num_logits == queries:
+        return 0
+    return torch.arange(queries - batch.num_logits, queries, device=batch.tokens.device)
