@@ -53,6 +53,7 @@ class AnswerBuilder:
         self._log_probs: list[float] = []
         self._ratios: list[float] = []
         self._accepted: list[int] = []
+        self._refusals: list[float] = []
         self._target_calls = 0
 
     @property
@@ -72,6 +73,7 @@ class AnswerBuilder:
         num_new = len(self._token_ids) - start
         self._target_calls += outcome.target_calls
         self._accepted.append(min(outcome.num_drafted, num_new))
+        self._refusals += outcome.refusals[:num_new]
         self._ratios.append(outcome.joint_log_ratio)
         return self._piece(start, segments)
 
@@ -93,6 +95,7 @@ class AnswerBuilder:
             target_calls=self._target_calls,
             tokens_per_call=count / max(self._target_calls, 1),
             acceptance_by_depth=tuple(by_depth),
+            refused_share=sum(self._refusals) / len(self._refusals) if self._refusals else None,
             perplexity=math.exp(-sum(self._log_probs) / count) if count else math.nan,
             prefill_s=prefill_s,
             decode_s=decode_s,

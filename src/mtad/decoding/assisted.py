@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtad.decoding.decoder import Decoder
-from mtad.decoding.outcome import RowOutcome, unwarped_log_probs
+from mtad.decoding.outcome import RowOutcome, refusal_probabilities, unwarped_log_probs
 from mtad.drafting import Drafter
 from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
@@ -40,19 +40,21 @@ class AssistedDecoder(Decoder):
         return self._read(packed.tolist(), active)
 
     def _iterate(self, active: Tensor) -> Tensor:
-        """One iteration on the device; returns what the host reads, `[batch, 2 * gamma + 5]` float64."""
+        """One iteration on the device; returns what the host reads, `[batch, 3 * gamma + 5]` float64."""
         rows = self.rows.at(self.target.lengths.clone())
         started = perf_counter()
         tree = self.drafter.draft(self.previous, self.pending, rows)
         drafted = perf_counter()
         logits = self.target.score_tree(self.pending, tree)
         scored = perf_counter()
-        acceptance = self.verifier.accept(tree, warp_logits(logits, rows), rows)
+        target_log_probs = warp_logits(logits, rows)
+        acceptance = self.verifier.accept(tree, target_log_probs, rows)
+        refusals = refusal_probabilities(tree, target_log_probs, acceptance)
         self.target.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
         self.drafter.keep_path(acceptance, active)
         self.times.draft_s += drafted - started
         self.times.verify_s += scored - drafted
-        return self._advance(tree, acceptance, logits, active)
+        return torch.cat([self._advance(tree, acceptance, logits, active), refusals.double()], 1)
 
     def _advance(self, tree: TokenTree, acceptance: Acceptance, logits: Tensor, active: Tensor) -> Tensor:
         """Make the new last token pending; pack tokens, log-probabilities and lengths for the host."""
@@ -81,8 +83,9 @@ class AssistedDecoder(Decoder):
                 log_probs=row[width : width + count],
                 joint_log_ratio=row[2 * width + 1],
                 target_calls=1,
+                refusals=row[2 * width + 3 :][: count - 1],
             )
             outcomes.append(outcome if is_active else None)
         for runner, _ in self._runners:
-            runner.note_longest(int(max(row[-1] for row in packed)))
+            runner.note_longest(int(max(row[2 * width + 2] for row in packed)))
         return outcomes

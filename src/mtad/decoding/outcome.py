@@ -1,9 +1,12 @@
 """What one iteration brings to the host."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from mtad.structures.acceptance import Acceptance
+from mtad.structures.tree import TokenTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +19,8 @@ class RowOutcome:
         log_probs: Natural log-probability of each token under the unwarped temperature-1 target.
         joint_log_ratio: log P - log Q of the kept path, 0 when nothing was kept.
         target_calls: Decode calls of the target the row took part in.
+        refusals: Probability that token-by-token rejection would have refused each drafted token; see
+            `refusal_probabilities`.
     """
 
     tokens: list[int]
@@ -23,6 +28,7 @@ class RowOutcome:
     log_probs: list[float]
     joint_log_ratio: float
     target_calls: int
+    refusals: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -47,3 +53,27 @@ def unwarped_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """
     scores = logits if logits.dtype == torch.float64 else logits.float()
     return scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(-1)
+
+
+def refusal_probabilities(tree: TokenTree, target_log_probs: Tensor, acceptance: Acceptance) -> Tensor:
+    """Probability that token-by-token rejection would refuse each kept token, given that it kept those before it.
+
+    That is 1 - min(1, p / q) with both models warped (Leviathan et al. 2023): 0 where the target likes the token at
+    least as well as the draft does. It says how far a lossy rule goes beyond a lossless one.
+
+    Args:
+        tree: The draft.
+        target_log_probs: Warped natural logs, `[batch, 1 + nodes, vocab]`.
+        acceptance: What was kept.
+
+    Returns:
+        `[batch, gamma]`; without meaning behind a row's kept path.
+    """
+    path = acceptance.path_nodes.clamp(min=0)
+    batch = torch.arange(len(path), device=path.device).unsqueeze(1)
+    parents = tree.parents.gather(1, path)
+    target_step = target_log_probs[batch, parents + 1, tree.tokens.gather(1, path)]
+    before = tree.joint_draft_log_probs.gather(1, parents.clamp(min=0)).masked_fill(parents < 0, 0.0)
+    draft_step = tree.joint_draft_log_probs.gather(1, path) - before
+    refused = 1 - (target_step - draft_step).clamp(max=0).exp()
+    return refused.masked_fill(tree.carried.gather(1, path), 0.0)

@@ -42,6 +42,8 @@ class DecodingStats:
         target_calls: Decode calls of the target for this row, prefill not counted.
         tokens_per_call: `num_tokens / target_calls`, the literature's block efficiency.
         acceptance_by_depth: Share of iterations that kept at least 1, 2, ... drafted tokens.
+        refused_share: Share of the kept drafted tokens that token-by-token rejection would have refused, in
+            expectation: the mean of 1 - min(1, p / q); None where nothing drafted was kept.
         perplexity: exp(-mean log p) of the emitted tokens under the unwarped temperature-1 target.
         prefill_s: Wall seconds of the batch's prefill.
         decode_s: Wall seconds from the end of prefill to the row's last token.
@@ -55,6 +57,7 @@ class DecodingStats:
     target_calls: int
     tokens_per_call: float
     acceptance_by_depth: tuple[float, ...]
+    refused_share: float | None = None
     perplexity: float
     prefill_s: float
     decode_s: float

@@ -192,3 +192,24 @@ def test_a_carried_eos_counts_once() -> None:
         assert list(result.stats.acceptance_by_depth) == [1, 0, 0, 0]
         assert list(result.log_probs) == [0]
         assert result.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("method", ["speculative", "mtad", "mmtad"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_refused_share_is_what_rejection_would_refuse(method: str, temperature: float) -> None:
+    tables = random_table(5, 5, 1), random_table(6, 5, 1)
+    run = Run(*tables, options(method), temperature=temperature)
+    is_joint_at_zero = temperature == 0 and method != "speculative"
+    scored = RowSettings(temperature=1.0 if is_joint_at_zero else temperature, top_k=0 if is_joint_at_zero else 4)
+    for prompt, result in zip(PROMPTS, generate(run, 25, temperature=temperature, top_k=4), strict=True):
+        target, draft = (table_law(table, prompt, scored) if scored.temperature else None for table in tables)
+        kept = [index for index, origin in enumerate(result.provenance) if origin == "drafted"]
+        if target is None or draft is None or not kept:
+            assert not result.stats.refused_share
+            continue
+        refused = []
+        for index in kept:
+            path: Path = tuple(result.token_ids[:index])
+            ratio = math.exp(target(path)[result.token_ids[index]] - draft(path)[result.token_ids[index]])
+            refused.append(1 - min(1.0, ratio))
+        assert result.stats.refused_share == pytest.approx(np.mean(refused), abs=1e-6)
