@@ -84,8 +84,15 @@ def without(probs: Array, token: int) -> Array:
     return rest
 
 
-def drafted_trees(target: Law, draft: Law, branching: Sequence[int], *, has_replacement: bool) -> list[DraftedTree]:
-    """Every draft with positive probability."""
+def drafted_trees(
+    target: Law,
+    draft: Law,
+    branching: Sequence[int],
+    *,
+    has_replacement: bool,
+    ends: Callable[[Path], bool] = lambda path: False,
+) -> list[DraftedTree]:
+    """Every draft with positive probability; nothing is drafted behind a path that `ends`."""
     parents = layout(branching)
     partial: list[tuple[list[Path | None], float]] = [([()], 1.0)]
     for node in range(len(parents)):
@@ -94,7 +101,7 @@ def drafted_trees(target: Law, draft: Law, branching: Sequence[int], *, has_repl
             partial = [
                 ([*paths, *children], weight * chance)
                 for paths, weight in partial
-                for children, chance in _children(paths[node], draft, count, has_replacement=has_replacement)
+                for children, chance in _children(paths[node], draft, count, has_replacement=has_replacement, ends=ends)
             ]
     return [
         DraftedTree(
@@ -120,9 +127,9 @@ def layout(branching: Sequence[int]) -> list[int]:
 
 
 def _children(
-    path: Path | None, draft: Law, count: int, *, has_replacement: bool
+    path: Path | None, draft: Law, count: int, *, has_replacement: bool, ends: Callable[[Path], bool]
 ) -> list[tuple[list[Path | None], float]]:
-    if path is None:
+    if path is None or ends(path):
         return [([None] * count, 1.0)]
     draws = sibling_draws(np.exp(draft(path)), count, has_replacement=has_replacement)
     return [([(*path, token) if token >= 0 else None for token in tokens], weight) for tokens, weight in draws]

@@ -25,7 +25,10 @@ class TokenTree:
             node, under the draft's warped distribution, `[batch, nodes]` float.
         ancestors: Bit i is set when node i is the node itself or one of its ancestors, `[batch, nodes]` int64.
         winner: Node index of the deepest node of the highest-weight beam, `[batch]` int64.
-        valid: Whether the node slot holds a drafted token, `[batch, nodes]` bool.
+        valid: Whether the node slot holds a drafted token, `[batch, nodes]` bool. A slot without one is absent: it has
+            no valid children, no rule keeps it, and whatever else is written there has no meaning, so that a row may
+            draft less than the shape has room for. In trees that carry distributions, whether a slot is valid may
+            depend on what was drafted before it but not on its own token, or lossless rules would be biased.
         carried: Whether the slot repeats a beam that already ended in EOS, `[batch, nodes]` bool. A carried
             node adds log 1 = 0 to both joint log-probabilities and emits nothing.
         draft_log_probs: Warped draft log-probabilities each node was drawn from, `[batch, nodes, vocab]`;

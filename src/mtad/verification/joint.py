@@ -51,13 +51,14 @@ def keep_deepest_passing(tree: TokenTree, reference: Tensor, target_log_probs: T
 def winner_reference(tree: TokenTree) -> Tensor:
     """Joint draft log-probability of the winner's prefix at every node's depth, `[batch, nodes]` natural log.
 
-    The prefix is traced through the winner's own ancestors, not read off its slot in each level.
+    The prefix is traced through the winner's own ancestors, not read off its slot in each level. It is infinite at
+    depths the winner does not reach, where nothing can be measured and so nothing passes.
     """
     nodes = torch.arange(tree.num_nodes, device=tree.tokens.device)
     winner_bits = tree.ancestors.gather(1, tree.winner.unsqueeze(1))
     on_winner = ((winner_bits >> nodes) & 1).bool()
-    by_depth = tree.joint_draft_log_probs.new_full((tree.batch_size, tree.depth), -torch.inf)
+    by_depth = tree.joint_draft_log_probs.new_full((tree.batch_size, tree.depth), torch.inf)
     columns = tree.depths - 1
-    values = torch.where(on_winner, tree.joint_draft_log_probs, -torch.inf)
-    by_depth = by_depth.scatter_reduce(1, columns, values, "amax")
+    values = torch.where(on_winner & tree.valid, tree.joint_draft_log_probs, torch.inf)
+    by_depth = by_depth.scatter_reduce(1, columns, values, "amin")
     return by_depth.gather(1, columns)

@@ -43,12 +43,13 @@ class TokenRejectionVerifier:
 
 
 def _residual(tree: TokenTree, target_log_probs: Tensor, num_accepted: Tensor) -> Tensor:
-    """Log of max(p - q, 0) after the first rejection, or of p when nothing was rejected, `[batch, vocab]`."""
+    """Log of max(p - q, 0) after the first rejection, or of p where the draft ended first, `[batch, vocab]`."""
     assert tree.draft_log_probs is not None
     batch = torch.arange(len(num_accepted), device=num_accepted.device)
     target = target_log_probs[batch, num_accepted]
-    was_rejected = (num_accepted < tree.num_nodes).unsqueeze(1)
-    draft = tree.draft_log_probs[batch, num_accepted.clamp(max=tree.num_nodes - 1)]
+    first_refused = num_accepted.clamp(max=tree.num_nodes - 1)
+    was_rejected = (num_accepted < tree.num_nodes) & tree.valid[batch, first_refused]
+    draft = tree.draft_log_probs[batch, first_refused]
     difference = (target.exp() - draft.exp()).clamp(min=0)
-    has_mass = (difference.sum(1, keepdim=True) > 0) & was_rejected
+    has_mass = (difference.sum(1, keepdim=True) > 0) & was_rejected.unsqueeze(1)
     return torch.where(has_mass, difference.log(), target)
