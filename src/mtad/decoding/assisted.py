@@ -60,10 +60,8 @@ class AssistedDecoder(Decoder):
         """Make the new last token pending; pack tokens, log-probabilities and lengths for the host."""
         batch = torch.arange(len(active), device=active.device).unsqueeze(1)
         end = acceptance.num_accepted.unsqueeze(1)
-        next_tokens = acceptance.next_tokens.unsqueeze(1)
-        path = acceptance.path_nodes.clamp(min=0)
-        tokens = torch.cat([tree.tokens.gather(1, path), next_tokens], 1).scatter(1, end, next_tokens)
-        scored_after = torch.cat([torch.zeros_like(end), path + 1], 1)
+        tokens = acceptance.emitted_tokens(tree.tokens)
+        scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
         last_kept = tokens.gather(1, (end - 1).clamp(min=0)).squeeze(1)
         previous = torch.where(acceptance.num_accepted > 0, last_kept, self.pending)
         self.previous = torch.where(active, previous, self.previous)

@@ -1,34 +1,13 @@
 """What every decoder shares: prompts go in, the newest token stays pending, rows can leave."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from mtad.decoding.outcome import PhaseTimes, RowOutcome
+from mtad.models.row_state import RowState
 from mtad.models.runner import ModelRunner
 from mtad.structures.rows import RowControls, RowSettings
-
-
-class RowState(Protocol):
-    """What a decoder keeps for every row of the batch: a model's cache, or another memory of the text."""
-
-    def allocate(self, batch_size: int, capacity: int) -> None:
-        """Make room; forgets what was there."""
-        ...
-
-    def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
-        """Take the prompts, `[batch, tokens]` int64, of which `lengths` tokens are committed and one is pending."""
-        ...
-
-    def select_rows(self, rows: Tensor) -> None:
-        """Keep only the named rows, `[kept]` int64."""
-        ...
-
-    def note_longest(self, longest: int) -> None:
-        """Hear the length of the longest row, once the host has read it."""
-        ...
 
 
 class Decoder(ABC):

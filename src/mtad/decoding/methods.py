@@ -70,7 +70,7 @@ def _drafters_for(rule: Verifier) -> str:
     fitting = [
         name
         for name, entry in DRAFTERS.items()
-        if entry.needs_model
+        if name != "none"
         and (entry.gives_distributions or not rule.needs_distributions)
         and (entry.gives_chain or not rule.needs_chain)
     ]
@@ -108,9 +108,11 @@ def build_decoder(
             beam_width=options.beam_width,
             draw=options.draw,
             eos_token_ids=eos,
+            vocab_size=target.vocab_size,
             branching=options.branching_counts,
             has_replacement=options.siblings == "with_replacement",
             node_budget=options.node_budget,
+            lookup_ngram=options.lookup_ngram,
         )
         return AssistedDecoder(target, entry.build(draft, shape), _build_rule(pair, options))
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)

@@ -11,6 +11,7 @@ from mtad.drafting.beams import Beams, BeamSampler, Draw
 from mtad.drafting.branching_tree import BranchingTreeDrafter
 from mtad.drafting.chain import ChainDrafter, chain_tree
 from mtad.drafting.dynamic_tree import DynamicTreeDrafter
+from mtad.drafting.prompt_lookup import PromptLookupDrafter
 from mtad.models.runner import ModelRunner
 
 
@@ -22,19 +23,23 @@ class DraftShape:
         gamma: Depth of chains, beams and dynamic trees.
         beam_width: Beams, or nodes that a dynamic tree expands per depth.
         draw: How beams are drawn.
-        eos_token_ids: Tokens that end a beam, `[count]` int64.
+        eos_token_ids: Tokens that end a beam, `[count]` int64; drafts live on their device.
+        vocab_size: Width of the distributions of a drafter without a model.
         branching: Children of every node of a branching tree by depth, root first.
         has_replacement: Whether a branching tree draws siblings with replacement.
         node_budget: Nodes a dynamic tree keeps.
+        lookup_ngram: Longest match that prompt lookup looks for.
     """
 
     gamma: int
     beam_width: int
     draw: Draw
     eos_token_ids: Tensor
+    vocab_size: int
     branching: tuple[int, ...] = (4, 2, 2)
     has_replacement: bool = False
     node_budget: int = 16
+    lookup_ngram: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,10 @@ def _dynamic_tree(runner: ModelRunner | None, shape: DraftShape) -> Drafter:
     return DynamicTreeDrafter(runner, shape.gamma, shape.beam_width, shape.node_budget, shape.eos_token_ids)
 
 
+def _prompt_lookup(runner: ModelRunner | None, shape: DraftShape) -> Drafter:
+    return PromptLookupDrafter(shape.gamma, shape.lookup_ngram, shape.vocab_size, shape.eos_token_ids.device)
+
+
 DRAFTERS: dict[str, DrafterEntry] = {
     "none": DrafterEntry(
         build=lambda runner, shape: NoDrafter(),
@@ -123,6 +132,13 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_chain=False,
         summary="the most probable nodes, grown where the draft is sure of itself",
     ),
+    "prompt_lookup": DrafterEntry(
+        build=_prompt_lookup,
+        needs_model=False,
+        gives_distributions=True,
+        gives_chain=True,
+        summary="what followed the last tokens when they stood in the text before",
+    ),
 }
 
 __all__ = [
@@ -137,6 +153,7 @@ __all__ = [
     "DrafterEntry",
     "DynamicTreeDrafter",
     "NoDrafter",
+    "PromptLookupDrafter",
     "assemble_tree",
     "chain_tree",
     "winner_path",

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mtad.models.runner import ModelRunner
+from mtad.models.row_state import RowState
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
@@ -25,8 +25,8 @@ class Drafter(Protocol):
     num_slots: int
 
     @property
-    def runner(self) -> ModelRunner | None:
-        """The auxiliary model, or None for drafters without one."""
+    def runner(self) -> RowState | None:
+        """What the drafter keeps of the rows: the auxiliary model's cache, their text, or None for nothing."""
         ...
 
     def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
@@ -47,7 +47,7 @@ class Drafter(Protocol):
 class NoDrafter:
     """Drafts nothing, which makes the loop plain autoregressive decoding."""
 
-    runner: ModelRunner | None = None
+    runner: RowState | None = None
     gamma = 0
     num_nodes = 0
     num_slots = 0

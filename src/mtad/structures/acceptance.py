@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,13 @@ class Acceptance:
     num_accepted: Tensor
     next_tokens: Tensor
     joint_log_ratio: Tensor
+
+    def emitted_tokens(self, drafted: Tensor) -> Tensor:
+        """The kept tokens and the next one, `[batch, gamma + 1]` int64; what lies behind has no meaning.
+
+        Args:
+            drafted: Tokens of all nodes, `[batch, nodes]` int64.
+        """
+        next_tokens = self.next_tokens.unsqueeze(1)
+        tokens = torch.cat([drafted.gather(1, self.path_nodes.clamp(min=0)), next_tokens], 1)
+        return tokens.scatter(1, self.num_accepted.unsqueeze(1), next_tokens)

@@ -103,7 +103,13 @@ def test_raw_chat_and_system_reach_the_prompt(command: RunCommand, engine: Engin
 
 
 @pytest.mark.parametrize(
-    ("flags", "wants_draft"), [([], True), (["--method", "autoregressive"], False), (["--method", "mtjd"], False)]
+    ("flags", "wants_draft"),
+    [
+        ([], True),
+        (["--method", "autoregressive"], False),
+        (["--method", "mtjd"], False),
+        (["--drafter", "prompt_lookup"], False),
+    ],
 )
 def test_only_methods_that_draft_load_a_draft(
     flags: list[str], wants_draft: bool, command: RunCommand, loads: list[tuple[ModelOptions, bool]]

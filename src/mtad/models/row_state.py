@@ -1,0 +1,25 @@
+"""What is kept for every row of a batch."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class RowState(Protocol):
+    """A memory of the rows that a decoder allocates, fills and thins: a model's cache, or the text itself."""
+
+    def allocate(self, batch_size: int, capacity: int) -> None:
+        """Make room; forgets what was there."""
+        ...
+
+    def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
+        """Take the prompts, `[batch, tokens]` int64, of which `lengths` tokens are committed and one is pending."""
+        ...
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep only the named rows, `[kept]` int64."""
+        ...
+
+    def note_longest(self, longest: int) -> None:
+        """Hear the length of the longest row, once the host has read it."""
+        ...
