@@ -11,7 +11,15 @@ import torch
 
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.config import GenerationOptions, ModelOptions, replace_settings
-from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces, needs_draft_model
+from mtad.decoding import (
+    AnswerLimits,
+    Request,
+    RunFacts,
+    build_decoder,
+    exit_layers,
+    generate_pieces,
+    needs_draft_model,
+)
 from mtad.errors import CapacityError, ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models
 from mtad.structures import GenerationResult, Piece, RowSettings
@@ -137,15 +145,22 @@ class Engine:
             pieces.close()
 
     def resolve(self, options: GenerationOptions) -> GenerationOptions:
-        """Fill open sampling settings from the model's generation config, else 1.0 / top-k 10 / top-p 0.9."""
+        """Fill what is open: sampling from the model's generation config, else 1.0 / top-k 10 / top-p 0.9; exit layers.
+
+        Raises:
+            ConfigError: More exit layers than the target has.
+        """
         defaults = self.models.defaults
         choices = {
             "temperature": (options.temperature, defaults.temperature, 1.0),
             "top_k": (options.top_k, defaults.top_k, 10),
             "top_p": (options.top_p, defaults.top_p, 0.9),
         }
-        filled = {name: next(value for value in values if value is not None) for name, values in choices.items()}
-        return replace(options, **filled)  # type: ignore[arg-type]
+        filled: dict[str, Any] = {
+            name: next(value for value in values if value is not None) for name, values in choices.items()
+        }
+        filled["exit_layers"] = exit_layers(options, self.models.target)
+        return replace(options, **filled)
 
     def settings_record(self, options: GenerationOptions) -> dict[str, Any]:
         """Every setting of a run, resolved and with the models', as results keep it."""

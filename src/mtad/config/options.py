@@ -7,7 +7,7 @@ from mtad.config.fields import check_settings, setting
 from mtad.errors import ConfigError
 
 METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "mtjd")
-DRAFTER_NAMES = ("none", "chain", "beam", "beam_tree", "branching_tree", "dynamic_tree", "prompt_lookup")
+DRAFTER_NAMES = ("none", "chain", "beam", "beam_tree", "branching_tree", "dynamic_tree", "prompt_lookup", "early_exit")
 VERIFIER_NAMES = (
     "target_only",
     "exact_match",
@@ -81,6 +81,12 @@ class GenerationOptions:
     node_budget: int = setting(int, 16, "dynamic_tree: most probable nodes kept", minimum=1, maximum=MAX_TREE_NODES)
     lookup_ngram: int = setting(
         int, 3, "prompt_lookup: longest run of last tokens looked for in the text", minimum=1, maximum=64
+    )
+    exit_layers: int | None = setting(
+        int,
+        None,
+        "draft with this many of the target's own first layers instead of a draft model (early_exit: else a third)",
+        minimum=1,
     )
     draw: Literal["top", "gumbel", "sample"] = setting(
         str, "top", "how beams are drawn", choices=("top", "gumbel", "sample")

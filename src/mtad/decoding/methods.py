@@ -33,9 +33,27 @@ ASSISTED_METHODS: dict[str, AssistedMethod] = {
 
 
 def needs_draft_model(options: GenerationOptions) -> bool:
-    """Whether the method wants an auxiliary model."""
+    """Whether the method wants an auxiliary model beside the target."""
     pair = resolve_pair(options)
-    return pair is not None and DRAFTERS[pair.drafter].needs_model
+    if pair is None or options.exit_layers is not None:
+        return False
+    return DRAFTERS[pair.drafter].needs_model and not DRAFTERS[pair.drafter].exits_early
+
+
+def exit_layers(options: GenerationOptions, target: ModelRunner) -> int | None:
+    """Layers of the target that draft; None where they do not.
+
+    Raises:
+        ConfigError: More layers than the target has.
+    """
+    count = options.exit_layers
+    if count is None and options.drafter is not None and DRAFTERS[options.drafter].exits_early:
+        count = max(1, target.num_layers // 3)
+    if count is not None and count > target.num_layers:
+        raise ConfigError(
+            f"exit_layers must be <= {target.num_layers}, the layers of the target, got {count}; lower it"
+        )
+    return count
 
 
 def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
@@ -101,8 +119,7 @@ def build_decoder(
     pair = resolve_pair(options)
     if pair is not None:
         entry = DRAFTERS[pair.drafter]
-        if entry.needs_model and draft is None:
-            raise ConfigError(f"method {options.method} needs a draft model; name one with --draft")
+        auxiliary = _auxiliary_model(options, target, draft) if entry.needs_model else None
         shape = DraftShape(
             gamma=options.gamma,
             beam_width=options.beam_width,
@@ -114,13 +131,23 @@ def build_decoder(
             node_budget=options.node_budget,
             lookup_ngram=options.lookup_ngram,
         )
-        return AssistedDecoder(target, entry.build(draft, shape), _build_rule(pair, options))
+        return AssistedDecoder(target, entry.build(auxiliary, shape), _build_rule(pair, options))
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
     if temperature == 0:
         return JointExactDecoder(target, options.gamma, eos_token_ids, options.search_budget)
     return JointBeamDecoder(target, options.gamma, sampler)
+
+
+def _auxiliary_model(options: GenerationOptions, target: ModelRunner, draft: ModelRunner | None) -> ModelRunner:
+    """The target's first layers where they are asked for, else the draft."""
+    count = exit_layers(options, target)
+    if count is not None:
+        return target.first_layers(count)
+    if draft is None:
+        raise ConfigError(f"method {options.method} needs a draft model; name one with --draft")
+    return draft
 
 
 def _build_rule(pair: AssistedMethod, options: GenerationOptions) -> Verifier:

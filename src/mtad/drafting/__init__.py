@@ -52,6 +52,7 @@ class DrafterEntry:
         gives_distributions: Whether its trees carry `draft_log_probs` that the tokens were drawn from.
         gives_chain: Whether its trees are single paths.
         summary: One line for help and docs.
+        exits_early: Whether the auxiliary model is the target's own first layers, no draft model being needed.
     """
 
     build: Callable[[ModelRunner | None, DraftShape], Drafter]
@@ -59,6 +60,7 @@ class DrafterEntry:
     gives_distributions: bool
     gives_chain: bool
     summary: str
+    exits_early: bool = False
 
 
 def _beam(keep_tree: bool) -> Callable[[ModelRunner | None, DraftShape], Drafter]:
@@ -138,6 +140,14 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_distributions=True,
         gives_chain=True,
         summary="what followed the last tokens when they stood in the text before",
+    ),
+    "early_exit": DrafterEntry(
+        build=_chain,
+        needs_model=True,
+        gives_distributions=True,
+        gives_chain=True,
+        summary="one sequence sampled from the target's own first layers",
+        exits_early=True,
     ),
 }
 

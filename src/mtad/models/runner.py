@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from mtad.errors import CapacityError
+from mtad.errors import CapacityError, UnsupportedModelError
 from mtad.models.forward import ForwardBatch
 from mtad.structures.tree import TokenTree
 
@@ -24,12 +24,14 @@ class ModelRunner(ABC):
         vocab_size: Width of the logits.
         device: Where tokens go in and logits come out.
         max_positions: Longest sequence the model knows, or None when it has no limit.
+        num_layers: Layers that `first_layers` can choose from; 0 where it cannot.
         lengths: Cached committed tokens per row, `[batch]` int64; changed in place by `prefill` and `keep_path`.
     """
 
     vocab_size: int
     device: torch.device
     max_positions: int | None
+    num_layers: int = 0
     lengths: Tensor
 
     def allocate(self, batch_size: int, capacity: int) -> None:
@@ -180,6 +182,14 @@ class ModelRunner(ABC):
     def _visible(self, num_new: int) -> int:
         """Slots to read when `num_new` tokens follow the committed ones."""
         return min(self._longest + num_new, self.num_slots - 1)
+
+    def first_layers(self, count: int) -> "ModelRunner":
+        """The model's first layers as a model with a cache of its own, `count` from 1 to `num_layers`.
+
+        Raises:
+            UnsupportedModelError: The model has no such layers.
+        """
+        raise UnsupportedModelError(f"{type(self).__name__} cannot exit early; name a draft model")
 
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> Tensor:

@@ -16,6 +16,8 @@ class TableRunner(ModelRunner):
     Args:
         table: Logits for every context of `order` tokens, `[vocab] * (order + 1)`, oldest token first. Contexts
             that reach before the first token are read as if padded with token 0.
+
+    `first_layers(n)` sees the last n tokens only and has the mean logits over those before.
     """
 
     def __init__(self, table: Tensor) -> None:
@@ -24,6 +26,7 @@ class TableRunner(ModelRunner):
         self.vocab_size = table.shape[-1]
         self.device = table.device
         self.max_positions = None
+        self.num_layers = self.order
         self.num_calls = 0
         self._tokens = torch.zeros(0, 0, dtype=torch.int64, device=table.device)
         self._positions = self._tokens
@@ -37,6 +40,11 @@ class TableRunner(ModelRunner):
         visible = batch.visible_slots()
         index = [self._seen_token(batch, visible, back) for back in range(self.order - 1, 0, -1)]
         return self.table[(*index, batch.tokens)][:, -batch.num_logits :]
+
+    def first_layers(self, count: int) -> "TableRunner":
+        """See `ModelRunner.first_layers`."""
+        older = tuple(range(self.order - count))
+        return TableRunner(self.table.mean(older) if older else self.table)
 
     def select_rows(self, rows: Tensor) -> None:
         """See `ModelRunner.select_rows`."""

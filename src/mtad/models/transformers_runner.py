@@ -12,6 +12,7 @@ from mtad.errors import CapacityError
 from mtad.models.architecture import check_architecture, longest_sequence, smallest_window, unsupported
 from mtad.models.attention import ATTENTION_NAME, BATCH_ARGUMENT
 from mtad.models.cache import SlotCache
+from mtad.models.early_exit import first_layers
 from mtad.models.forward import ForwardBatch
 from mtad.models.runner import ModelRunner
 
@@ -35,6 +36,7 @@ class TransformersRunner(ModelRunner):
         self.vocab_size = min(width, vocab_size or width)
         self.device = model.get_input_embeddings().weight.device
         self.max_positions = longest_sequence(self.config)
+        self.num_layers = int(self.config.num_hidden_layers)
         self._sliding_window = smallest_window(self.config)
         parameters = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
@@ -57,6 +59,10 @@ class TransformersRunner(ModelRunner):
         self.model.set_attn_implementation(ATTENTION_NAME)
         if self.config._attn_implementation != ATTENTION_NAME:
             raise unsupported(type(self.model), self.model.config, "its attention cannot be replaced")
+
+    def first_layers(self, count: int) -> "TransformersRunner":
+        """See `ModelRunner.first_layers`; the weights are shared."""
+        return TransformersRunner(first_layers(self.model, count), vocab_size=self.vocab_size)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:

@@ -109,6 +109,8 @@ def test_raw_chat_and_system_reach_the_prompt(command: RunCommand, engine: Engin
         (["--method", "autoregressive"], False),
         (["--method", "mtjd"], False),
         (["--drafter", "prompt_lookup"], False),
+        (["--drafter", "early_exit"], False),
+        (["--exit-layers", "1"], False),
     ],
 )
 def test_only_methods_that_draft_load_a_draft(

@@ -191,7 +191,7 @@ def test_a_good_branching_is_read(text: str, counts: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("drafter", "verifier", "sentence"),
     [
-        ("branching_tree", "token_rejection", "judges single paths.*use chain or prompt_lookup$"),
+        ("branching_tree", "token_rejection", "judges single paths.*use chain or prompt_lookup or early_exit$"),
         ("beam_tree", "tree_rejection", "needs tokens drawn from distributions.*use drafter chain or branching_tree"),
         ("dynamic_tree", "traversal", "needs tokens drawn from distributions.*use drafter chain or branching_tree"),
     ],

@@ -73,6 +73,7 @@ def run_of(verifier: str, drafter: str) -> Run:
     target = random_table(31, VOCAB, order=2)
     draft = target + 0.5 * random_table(32, VOCAB, order=2)
     options = {"method": "mmtad", "verifier": verifier, "drafter": drafter, "gamma": 3, "beam_width": 2}
+    options["fallback_threshold"] = 0.3
     return Run(target, draft, options, eos=frozenset({END}))
 
 
