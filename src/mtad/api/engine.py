@@ -22,6 +22,7 @@ from mtad.decoding import (
 )
 from mtad.errors import CapacityError, ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models
+from mtad.models.runner import ModelRunner
 from mtad.structures import GenerationResult, Piece, RowSettings
 
 DEFAULT_BATCH_SIZE = 8
@@ -48,7 +49,8 @@ class Engine:
         Args:
             target: `smollm2` (the default pair), a local folder, or a hub id.
             draft: Folder or hub id of the auxiliary model; the default pair brings its own.
-            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `device_map`, `revision`.
+            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `device_map`, `revision`,
+                `match_vocabularies`.
 
         Raises:
             ModelLoadError: Something cannot be loaded, or the two do not fit.
@@ -193,7 +195,7 @@ class Engine:
         )
 
     def _position_limit(self, options: GenerationOptions) -> int | None:
-        runners = [self.models.target]
+        runners: list[ModelRunner] = [self.models.target]
         if needs_draft_model(options) and self.models.draft is not None:
             runners.append(self.models.draft)
         limits = [runner.max_positions for runner in runners if runner.max_positions is not None]

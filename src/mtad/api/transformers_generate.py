@@ -25,8 +25,11 @@ from mtad.config import GenerationOptions, replace_settings
 from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces, needs_draft_model
 from mtad.errors import CapacityError, ConfigError, VocabularyMismatchError
 from mtad.models.architecture import TESTED_MODEL_TYPES
+from mtad.models.matching import map_vocabulary
 from mtad.models.probe import check_tree_logits
+from mtad.models.runner import ModelRunner
 from mtad.models.transformers_runner import TransformersRunner
+from mtad.models.translated_runner import TranslatedRunner
 from mtad.structures import Piece, RowSettings
 
 WIDEST_PADDING = 512
@@ -48,6 +51,8 @@ def custom_generate(  # noqa: PLR0913 - transformers reads the names of its extr
     beam_width: int | None = None,
     threshold: float | None = None,
     draw: str | None = None,
+    target_tokenizer: Any = None,
+    draft_tokenizer: Any = None,
     **model_arguments: Any,
 ) -> Any:
     """Decode inside `model.generate(..., assistant_model=draft, custom_generate=mtad.custom_generate)`.
@@ -73,6 +78,9 @@ def custom_generate(  # noqa: PLR0913 - transformers reads the names of its extr
         beam_width: Beams of the draft.
         threshold: tau in (0, 1].
         draw: `top`, `gumbel` or `sample`.
+        target_tokenizer: The target's, where the draft has a vocabulary of its own; given with the next. (Of its own
+            `tokenizer` and `assistant_tokenizer` transformers tells callables nothing.)
+        draft_tokenizer: The draft's. Only tokens that both have are drafted.
         **model_arguments: What `generate` prepared for the model call.
 
     Returns:
@@ -82,7 +90,7 @@ def custom_generate(  # noqa: PLR0913 - transformers reads the names of its extr
     Raises:
         ConfigError: A setting is out of bounds, or asks for what mtad does not compute.
         UnsupportedModelError: A model that tree attention cannot serve.
-        VocabularyMismatchError: Target and draft do not share a vocabulary.
+        VocabularyMismatchError: Target and draft do not share a vocabulary, or too little of it.
         CapacityError: Prompt and answer do not fit a model.
     """
     caller = _generate_arguments(model)
@@ -94,7 +102,7 @@ def custom_generate(  # noqa: PLR0913 - transformers reads the names of its extr
     options = _options(knobs, read_max_length(stopping_criteria, generation_config) - input_ids.shape[1])
     warp = read_warp(logits_processor, do_sample=bool(generation_config.do_sample))
     requests = _requests(options, warp, input_ids, model_arguments.get("attention_mask"), stopping_criteria)
-    pieces = _decode(options, model, draft, requests)
+    pieces = _decode(options, model, draft, requests, _tokenizers(target_tokenizer, draft_tokenizer))
     answers = _collect(pieces, len(requests), caller.get("streamer") if streamer is None else streamer)
     sequences = _append(input_ids, answers, _pad_token_id(generation_config))
     if not generation_config.return_dict_in_generate:
@@ -145,8 +153,16 @@ def _requests(
     ]
 
 
+def _tokenizers(target: Any, draft: Any) -> tuple[Any, Any] | None:
+    """Both tokenizers, or None where neither is given."""
+    if (target is None) != (draft is None):
+        given, missing = ("target", "draft") if draft is None else ("draft", "target")
+        raise ConfigError(f"got {given}_tokenizer alone, expected both; pass {missing}_tokenizer=... as well")
+    return None if target is None else (target, draft)
+
+
 def _decode(
-    options: GenerationOptions, model: Any, draft: Any, requests: list[Request]
+    options: GenerationOptions, model: Any, draft: Any, requests: list[Request], tokenizers: tuple[Any, Any] | None
 ) -> Generator[Piece, None, None]:
     """Decode with both models on tree attention, which is taken off them again however decoding ends."""
     wants_draft = needs_draft_model(options)
@@ -157,13 +173,14 @@ def _decode(
         )
     target_runner = _runner(model)
     draft_runner = _draft_runner(draft, target_runner) if wants_draft else None
+    drafting = None if draft_runner is None else _match(draft_runner, target_runner, tokenizers)
     for runner in (target_runner, draft_runner):
         if runner is not None:
             _check_room(runner, requests)
     decoder = build_decoder(
         options,
         target_runner,
-        draft_runner,
+        drafting,
         requests[0].limits.eos_token_ids,
         temperature=requests[0].settings.temperature,
     )
@@ -187,13 +204,21 @@ def _draft_runner(draft: Any, target: TransformersRunner) -> TransformersRunner:
     runner = _runner(draft)
     if runner.device != target.device:
         raise ConfigError(f"got a draft on {runner.device}, expected it beside the target; move it to {target.device}")
-    if abs(runner.vocab_size - target.vocab_size) > WIDEST_PADDING:
-        raise VocabularyMismatchError(
-            f"got a draft with {runner.vocab_size} tokens, expected the target's {target.vocab_size}; "
-            "use a draft made for this target"
-        )
-    runner.vocab_size = target.vocab_size = min(runner.vocab_size, target.vocab_size)
     return runner
+
+
+def _match(draft: TransformersRunner, target: TransformersRunner, tokenizers: tuple[Any, Any] | None) -> ModelRunner:
+    """The draft in the target's vocabulary: as it is, cut to a common width, or translated."""
+    if tokenizers is not None and tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
+        vocabulary = map_vocabulary(*tokenizers, (target.vocab_size, draft.vocab_size))
+        return TranslatedRunner(draft, vocabulary)
+    if abs(draft.vocab_size - target.vocab_size) > WIDEST_PADDING:
+        raise VocabularyMismatchError(
+            f"got a draft with {draft.vocab_size} tokens, expected the target's {target.vocab_size}; use a draft made "
+            "for this target, or pass target_tokenizer=... and draft_tokenizer=... to draft the tokens that both have"
+        )
+    draft.vocab_size = target.vocab_size = min(draft.vocab_size, target.vocab_size)
+    return draft
 
 
 def _check_room(runner: TransformersRunner, requests: list[Request]) -> None:

@@ -109,7 +109,10 @@ def load_engine(
         raise ConfigError(
             f"method {generation.method} needs a draft model; name one with --draft, or use --method autoregressive"
         )
-    return Engine(load_models(models, wants_draft=needs_draft or keeps_draft))
+    loaded = load_models(models, wants_draft=needs_draft or keeps_draft)
+    if loaded.vocabulary is not None:
+        note(f"the draft has another vocabulary and drafts only {loaded.vocabulary}", color)
+    return Engine(loaded)
 
 
 def _collect_prompts(options: argparse.Namespace) -> list[Any]:

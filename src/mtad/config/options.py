@@ -38,6 +38,12 @@ class ModelOptions:
     )
     device_map: str | None = setting(str, None, "spread the target over devices as accelerate does, e.g. auto")
     revision: str | None = setting(str, None, "hub revision of the target")
+    match_vocabularies: Literal["exact", "intersection"] = setting(
+        str,
+        "exact",
+        "draft with a vocabulary of its own: refuse it, or draft only tokens that both have",
+        choices=("exact", "intersection"),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

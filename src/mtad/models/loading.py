@@ -10,11 +10,15 @@ from mtad.config import ModelOptions
 from mtad.models.adapters import merge_adapter, resolve_adapter
 from mtad.models.architecture import TESTED_MODEL_TYPES
 from mtad.models.checkpoints import load_causal_model, read_model_config
+from mtad.models.intersection import VocabularyMap
+from mtad.models.matching import match_draft
 from mtad.models.pairs import KNOWN_PAIRS, resolve_model
 from mtad.models.placement import check_device_map, choose_device, choose_dtype, dtype_name
 from mtad.models.probe import check_tree_logits
-from mtad.models.tokenizers import check_draft_tokenizer, has_tokenizer, load_tokenizer, shared_vocab_size
+from mtad.models.runner import ModelRunner
+from mtad.models.tokenizers import has_tokenizer, load_tokenizer, shared_vocab_size
 from mtad.models.transformers_runner import TransformersRunner
+from mtad.models.translated_runner import TranslatedRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +48,15 @@ class LoadedModels:
         tokenizer: The target's.
         defaults: What the target's files say about sampling.
         options: The options with device, dtype and draft put in.
+        vocabulary: How the draft reads the target's tokens, where its vocabulary is another.
     """
 
     target: TransformersRunner
-    draft: TransformersRunner | None
+    draft: ModelRunner | None
     tokenizer: Any
     defaults: SamplingDefaults
     options: ModelOptions
+    vocabulary: VocabularyMap | None = None
 
 
 def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedModels:
@@ -64,7 +70,7 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
         ConfigError: No such device, or device map.
         ModelLoadError: A model, adapter or tokenizer cannot be loaded; the message says why and what to do.
         UnsupportedModelError: An architecture that tree attention cannot serve.
-        VocabularyMismatchError: Target and draft do not share a vocabulary.
+        VocabularyMismatchError: Target and draft do not share a vocabulary, or too little of it.
         CapacityError: The memory is not there.
     """
     check_device_map(options.device_map)
@@ -75,22 +81,30 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
     tokenizer = load_tokenizer(target_source, "target", options.revision)
     draft_name = _draft_name(options) if wants_draft else None
     draft_source = None if draft_name is None else resolve_model(draft_name, "draft")
-    if draft_source is not None:
-        check_draft_tokenizer(tokenizer, target_source, draft_source)
     draft_config = None if draft_source is None else read_model_config(draft_source, "draft")
-    vocab_size = _shared_size(tokenizer, config, draft_config, draft_source)
+    vocabulary = _match(options, tokenizer, (target_source, draft_source), (config, draft_config))
+    vocab_size = _shared_size(tokenizer, config, draft_config if vocabulary is None else None, draft_source)
     target = _load_target(options, target_source, config, dtype, device)
     defaults = sampling_defaults(target, tokenizer)
     target_runner = _serve(target, vocab_size)
-    draft_runner = None
+    draft_runner: ModelRunner | None = None
     if draft_source is not None:
         draft = load_causal_model(draft_source, "draft", draft_config, dtype=dtype, device=target_runner.device)
-        draft_runner = _serve(draft, vocab_size)
+        draft_runner = _serve_draft(draft, vocab_size, vocabulary)
     resolved = replace(
-        options, device=str(target_runner.device), dtype=dtype_name(dtype), draft=draft_name or options.draft
+        options,
+        device=str(target_runner.device),
+        dtype=dtype_name(dtype),
+        draft=draft_name or options.draft,
+        match_vocabularies="exact" if vocabulary is None else "intersection",
     )
     return LoadedModels(
-        target=target_runner, draft=draft_runner, tokenizer=tokenizer, defaults=defaults, options=resolved
+        target=target_runner,
+        draft=draft_runner,
+        tokenizer=tokenizer,
+        defaults=defaults,
+        options=resolved,
+        vocabulary=vocabulary,
     )
 
 
@@ -125,6 +139,17 @@ def _shared_size(tokenizer: Any, config: Any, draft_config: Any, draft_source: P
     return shared_vocab_size(tokenizer, _width(config), draft_width, is_compared=is_compared)
 
 
+def _match(
+    options: ModelOptions, tokenizer: Any, sources: tuple[Path | str, Path | str | None], configs: tuple[Any, Any]
+) -> VocabularyMap | None:
+    """How a draft with another vocabulary reads the target's tokens; None where it has the same or is not there."""
+    target, draft = sources
+    if draft is None:
+        return None
+    widths = (_width(configs[0]), _width(configs[1]))
+    return match_draft(tokenizer, target, draft, widths, may_differ=options.match_vocabularies == "intersection")
+
+
 def _width(config: Any) -> int:
     return int(config.get_text_config(decoder=True).vocab_size)
 
@@ -147,7 +172,13 @@ def _load_target(
     return model if adapter is None else merge_adapter(model, adapter, dtype)
 
 
-def _serve(model: Any, vocab_size: int) -> TransformersRunner:
+def _serve_draft(model: Any, vocab_size: int, vocabulary: VocabularyMap | None) -> ModelRunner:
+    if vocabulary is None:
+        return _serve(model, vocab_size)
+    return TranslatedRunner(_serve(model, None), vocabulary)
+
+
+def _serve(model: Any, vocab_size: int | None) -> TransformersRunner:
     """A runner with tree attention, probed once unless the tests cover its type."""
     runner = TransformersRunner(model, vocab_size=vocab_size)
     if model.config.model_type not in TESTED_MODEL_TYPES:

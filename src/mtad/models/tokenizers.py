@@ -1,7 +1,6 @@
 """Tokenizers of target and draft, and whether they are one and the same."""
 
 import filecmp
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +34,10 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
-def check_draft_tokenizer(tokenizer: Any, target: Path | str, draft: Path | str) -> None:
-    """Compare the draft's tokenizer with the target's, token by token; a local draft without one passes.
-
-    Raises:
-        VocabularyMismatchError: They differ.
-        ModelLoadError: The draft's tokenizer cannot be read.
-    """
-    if isinstance(draft, Path):
-        if not has_tokenizer(draft) or (isinstance(target, Path) and _share_files(target, draft)):
-            return
-    elif draft == target:
-        return
-    compare_vocabularies(tokenizer.get_vocab(), load_tokenizer(draft, "draft").get_vocab())
-
-
-def compare_vocabularies(target: Mapping[str, int], draft: Mapping[str, int]) -> None:
-    """Raise unless both map every token to the same id.
-
-    Raises:
-        VocabularyMismatchError: Names the first differing id with both tokens.
-    """
-    if target == draft:
-        return
-    by_id = [{index: token for token, index in vocabulary.items()} for vocabulary in (target, draft)]
-    differing = min(index for index in by_id[0].keys() | by_id[1].keys() if by_id[0].get(index) != by_id[1].get(index))
-    target_token, draft_token = (_describe(vocabulary.get(differing)) for vocabulary in by_id)
-    raise VocabularyMismatchError(
-        f"got a draft with another vocabulary: id {differing} is {target_token} for the target and {draft_token} for "
-        "the draft, expected the same token; use a draft made for this target"
-    )
+def share_files(target: Path, draft: Path) -> bool:
+    """Whether both folders hold byte-identical tokenizer files, which spares loading the second."""
+    pairs = [(target / name, draft / name) for name in SHARED_FILES]
+    return all(one.is_file() and two.is_file() and filecmp.cmp(one, two, shallow=False) for one, two in pairs)
 
 
 def shared_vocab_size(tokenizer: Any, target_width: int, draft_width: int | None, *, is_compared: bool) -> int:
@@ -93,13 +66,3 @@ def shared_vocab_size(tokenizer: Any, target_width: int, draft_width: int | None
             "copy its tokenizer files into the draft's folder, or use a draft made for this target"
         )
     return min(widths.values())
-
-
-def _share_files(target: Path, draft: Path) -> bool:
-    """Whether both folders hold byte-identical tokenizer files, which spares loading the second."""
-    pairs = [(target / name, draft / name) for name in SHARED_FILES]
-    return all(one.is_file() and two.is_file() and filecmp.cmp(one, two, shallow=False) for one, two in pairs)
-
-
-def _describe(token: str | None) -> str:
-    return "nothing" if token is None else repr(token)

@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_engine import tiny_tokenizer
 from tests.tiny_models import EOS, VOCAB_SIZE, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.logits_process import TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
@@ -252,10 +261,38 @@ def test_token_types_other_than_zero_are_an_error() -> None:
 
 
 def test_models_that_do_not_fit_are_refused(model: Any) -> None:
-    with pytest.raises(VocabularyMismatchError, match="draft with 700 tokens"):
+    with pytest.raises(VocabularyMismatchError, match=r"draft with 700 tokens.*draft_tokenizer="):
         call(model, None, draft_model=tiny_model("llama", vocab_size=700))
     with pytest.raises(CapacityError, match="has 128; lower max_new_tokens"):
         call(model, model, max_new_tokens=130)
+
+
+def test_a_draft_with_other_ids_drafts_through_both_tokenizers(model: Any, draft: Any) -> None:
+    order = torch.randperm(VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
+    shuffled = tiny_model("llama", seed=1)
+    with torch.no_grad():
+        for weight in (shuffled.get_input_embeddings().weight, shuffled.get_output_embeddings().weight):
+            weight[order] = weight.clone()
+    renamed = {token: int(order[index]) for token, index in tiny_tokenizer().get_vocab().items()}
+    tokenizers = {
+        "target_tokenizer": tiny_tokenizer(),
+        "draft_tokenizer": PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=Tokenizer(BPE(vocab=renamed, merges=[])),
+            pad_token="<pad>",
+            bos_token="<bos>",
+            eos_token="<eos>",
+        ),
+    }
+    for method in ("mmtad", "speculative"):
+        torch.manual_seed(2)
+        expected = call(model, draft, mtad_method=method, **SAMPLING)
+        torch.manual_seed(2)
+        got = call(model, shuffled, mtad_method=method, **SAMPLING, **tokenizers)
+        assert torch.equal(got, expected)
+    same = {"target_tokenizer": tiny_tokenizer(), "draft_tokenizer": tiny_tokenizer()}
+    assert torch.equal(call(model, draft, **same), call(model, draft))
+    with pytest.raises(ConfigError, match="got draft_tokenizer alone"):
+        call(model, draft, draft_tokenizer=tiny_tokenizer())
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

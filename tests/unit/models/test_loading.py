@@ -19,6 +19,8 @@ from mtad.config import ModelOptions
 from mtad.errors import CapacityError, ConfigError, ModelLoadError, UnsupportedModelError, VocabularyMismatchError
 from mtad.models.loading import load_models
 from mtad.models.placement import choose_device, choose_dtype
+from mtad.models.transformers_runner import TransformersRunner
+from mtad.models.translated_runner import TranslatedRunner
 
 
 def save_tokenizer(folder: Path, words: list[str]) -> None:
@@ -97,6 +99,60 @@ def test_a_swapped_token_is_named_with_both_readings(target: Path, draft: Path) 
     save_tokenizer(draft, changed)
     with pytest.raises(VocabularyMismatchError, match=r"id 9 is 'word9' for the target and 'word11' for the draft"):
         load(target, draft)
+
+
+def test_the_refusal_of_another_vocabulary_says_what_is_shared(target: Path, draft: Path) -> None:
+    changed = [*words()[:30], *[f"other{index}" for index in range(31)]]
+    save_tokenizer(draft, changed)
+    shared = r"or use --match-vocabularies intersection to draft .*: 30 of the target's 61 tokens$"
+    with pytest.raises(VocabularyMismatchError, match=shared):
+        load(target, draft)
+    save_tokenizer(draft, ["<pad>", *[f"other{index}" for index in range(60)]])
+    with pytest.raises(VocabularyMismatchError, match=r"use a draft made for this target$"):
+        load(target, draft)
+
+
+def test_another_vocabulary_is_translated_on_request(target: Path, draft: Path) -> None:
+    changed = words()[::-1]
+    changed[20] = "unheard"
+    save_tokenizer(draft, changed)
+    models = load(target, draft, match_vocabularies="intersection")
+    assert isinstance(models.draft, TranslatedRunner)
+    assert models.target.vocab_size == models.draft.vocab_size == VOCAB_SIZE
+    assert models.vocabulary.num_shared == VOCAB_SIZE - 1
+    assert models.vocabulary.draft_ids[:5].tolist() == [60, 59, 58, 57, 56]
+    assert models.vocabulary.draft_ids[40] == -1
+    assert models.options.match_vocabularies == "intersection"
+
+
+def test_a_translated_draft_may_have_any_width(target: Path, tmp_path: Path) -> None:
+    for width in (VOCAB_SIZE - 20, VOCAB_SIZE + 20):
+        other = tmp_path / str(width)
+        tiny_model("llama", vocab_size=width).save_pretrained(other)
+        save_tokenizer(other, words(VOCAB_SIZE + 30))
+        models = load(target, other, match_vocabularies="intersection")
+        assert models.vocabulary.num_shared == min(width, VOCAB_SIZE)
+
+
+def test_an_equal_vocabulary_needs_no_translation(target: Path, tmp_path: Path) -> None:
+    padded = tmp_path / "padded"
+    tiny_model("llama", seed=1, vocab_size=VOCAB_SIZE + 3).save_pretrained(padded)
+    save_tokenizer(padded, words())
+    models = load(target, padded, match_vocabularies="intersection")
+    assert isinstance(models.draft, TransformersRunner)
+    assert models.target.vocab_size == models.draft.vocab_size == VOCAB_SIZE
+    assert models.vocabulary is None
+    assert models.options.match_vocabularies == "exact"
+
+
+def test_vocabularies_that_cannot_be_matched_are_refused(target: Path, draft: Path) -> None:
+    with pytest.raises(VocabularyMismatchError, match=r"without tokenizer files, expected its own .*, or leave out"):
+        load(target, draft, match_vocabularies="intersection")
+    save_tokenizer(draft, ["<pad>", *[f"other{index}" for index in range(60)]])
+    with pytest.raises(VocabularyMismatchError, match="has only 1 of the target's 61 tokens, expected at least 5%"):
+        load(target, draft, match_vocabularies="intersection")
+    with pytest.raises(ConfigError, match="match_vocabularies must be one of exact, intersection, got 'some'"):
+        load(target, draft, match_vocabularies="some")
 
 
 def test_a_missing_token_is_named(target: Path, draft: Path) -> None:

@@ -1,0 +1,49 @@
+"""A draft with a vocabulary of its own, driven by the target's token ids."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mtad.models.forward import ForwardBatch
+from mtad.models.intersection import VocabularyMap
+from mtad.models.runner import ModelRunner
+
+
+class TranslatedRunner(ModelRunner):
+    """Speaks the target's vocabulary outwards and the draft's inwards, one slot per target token.
+
+    Token-level intersection (Timor et al., ICML 2025, algorithm 4): tokens that only one vocabulary has get no
+    probability, so the warped logits are the draft's law restricted to the shared tokens and normalised. Lossless
+    rules stay lossless under any draft law, and joint rules keep their guarantee with this law as Q.
+
+    Args:
+        inner: The draft; used by nobody else meanwhile.
+        vocabulary: The pairs of tokens.
+    """
+
+    def __init__(self, inner: ModelRunner, vocabulary: VocabularyMap) -> None:
+        self.inner = inner
+        self.vocab_size = len(vocabulary.draft_ids)
+        self.device = inner.device
+        self.max_positions = inner.max_positions
+        draft_ids = vocabulary.draft_ids.to(inner.device)
+        self._fed_ids = vocabulary.fed_ids.to(inner.device)
+        self._columns = draft_ids.clamp(min=0)
+        self._is_missing = draft_ids < 0
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """See `ModelRunner.forward`; -inf for tokens the draft does not have."""
+        logits = self.inner.forward(replace(batch, tokens=self._fed_ids[batch.tokens]))
+        return logits.index_select(-1, self._columns).masked_fill_(self._is_missing, -torch.inf)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """See `ModelRunner.select_rows`."""
+        self.inner.select_rows(rows)
+        self.lengths = self.lengths[rows]
+
+    def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
+        self.inner.allocate(batch_size, num_slots - 1)
+
+    def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
+        self.inner._move_slots(sources, targets)
