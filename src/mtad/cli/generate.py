@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtad.cli.parser import add_common, add_setting, read_settings
+from mtad.cli.parser import add_common, add_setting, add_template_choice, read_settings
 from mtad.cli.prompt_files import read_prompts
 from mtad.cli.terminal import note
 from mtad.config import GenerationOptions, ModelOptions, Setting
@@ -48,15 +48,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; standard input when left out")
     parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt per line: text, or .jsonl")
-    template = parser.add_mutually_exclusive_group()
-    template.add_argument(
-        "--chat",
-        dest="is_chat",
-        action="store_true",
-        default=None,
-        help="wrap the prompt in the chat template (default: where there is one)",
-    )
-    template.add_argument("--raw", dest="is_chat", action="store_false", default=None, help="continue the bare text")
+    add_template_choice(parser)
     add_setting(parser, BATCH_SIZE)
     parser.add_argument(
         "--stream",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mtad import __version__
-from mtad.cli import chat, generate
+from mtad.cli import chat, compare, generate
 from mtad.cli.parser import Parser
 from mtad.errors import MtadError
 
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   mtad generate "Explain why the sky is blue."
   mtad generate --method speculative --temperature 0 "Write a haiku about rain."
   mtad chat --threshold 0.9
+  mtad compare --prompts-file questions.jsonl
 """
 
 
@@ -64,6 +65,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     generate.add_command(commands)
     chat.add_command(commands)
+    compare.add_command(commands)
     return parser
 
 

@@ -88,6 +88,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, GenerationOptions, "decoding")
 
 
+def add_template_choice(parser: argparse.ArgumentParser) -> None:
+    """`--chat` and `--raw`; neither leaves `is_chat` None, which means: where the tokenizer has a template."""
+    template = parser.add_mutually_exclusive_group()
+    template.add_argument(
+        "--chat",
+        dest="is_chat",
+        action="store_true",
+        default=None,
+        help="wrap the prompt in the chat template (default: where there is one)",
+    )
+    template.add_argument("--raw", dest="is_chat", action="store_false", default=None, help="continue the bare text")
+
+
 def _read_checked(path: Path) -> dict[str, Any]:
     """The settings of a file, each within its own bounds; what must fit together is checked after the merge."""
     settings = {item.name: item for config in (ModelOptions, GenerationOptions) for item in setting_fields(config)}

@@ -3,7 +3,14 @@
 from mtad.decoding.answers import AnswerLimits, RunFacts
 from mtad.decoding.decoder import Decoder
 from mtad.decoding.generation import Request, generate_pieces
-from mtad.decoding.methods import build_decoder, exit_layers, needs_draft_model, resolve_pair
+from mtad.decoding.methods import (
+    build_decoder,
+    build_rule,
+    exit_layers,
+    fitting_drafters,
+    needs_draft_model,
+    resolve_pair,
+)
 
 __all__ = [
     "AnswerLimits",
@@ -11,7 +18,9 @@ __all__ = [
     "Request",
     "RunFacts",
     "build_decoder",
+    "build_rule",
     "exit_layers",
+    "fitting_drafters",
     "generate_pieces",
     "needs_draft_model",
     "resolve_pair",

@@ -68,31 +68,40 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
             raise ConfigError(f"{options.method} takes no drafter or verifier; leave them out or choose another method")
         return None
     pair = AssistedMethod(options.drafter or base.drafter, options.verifier or base.verifier)
-    drafter, rule = DRAFTERS[pair.drafter], _build_rule(pair, options)
+    drafter, rule = DRAFTERS[pair.drafter], build_rule(pair.verifier, options)
     if pair.drafter == "none" and pair.verifier != "target_only":
         raise ConfigError(f"verifier {pair.verifier} needs a draft, got drafter none; choose another drafter")
     if rule.needs_distributions and not drafter.gives_distributions:
         raise ConfigError(
             f"verifier {pair.verifier} needs tokens drawn from distributions, which drafter {pair.drafter} "
-            f"does not give; use drafter {_drafters_for(rule)}"
+            f"does not give; use drafter {' or '.join(_fitting(rule))}"
         )
     if rule.needs_chain and not drafter.gives_chain:
         raise ConfigError(
-            f"verifier {pair.verifier} judges single paths, got drafter {pair.drafter}; use {_drafters_for(rule)}"
+            f"verifier {pair.verifier} judges single paths, got drafter {pair.drafter}; "
+            f"use {' or '.join(_fitting(rule))}"
         )
     return pair
 
 
-def _drafters_for(rule: Verifier) -> str:
-    """The drafters whose trees a rule can judge, in words."""
-    fitting = [
+def fitting_drafters(verifier: str) -> list[str]:
+    """Drafters with a model whose trees a rule can judge, the one to try first in front.
+
+    A rule that takes anything is shown with the beam tree, one that needs distributions with sampled trees.
+    """
+    fitting = _fitting(build_rule(verifier, GenerationOptions()))
+    favourites = [name for name in ("beam_tree", "branching_tree", "chain") if name in fitting]
+    return favourites + [name for name in fitting if name not in favourites]
+
+
+def _fitting(rule: Verifier) -> list[str]:
+    return [
         name
         for name, entry in DRAFTERS.items()
         if name != "none"
         and (entry.gives_distributions or not rule.needs_distributions)
         and (entry.gives_chain or not rule.needs_chain)
     ]
-    return " or ".join(fitting)
 
 
 def build_decoder(
@@ -131,7 +140,7 @@ def build_decoder(
             node_budget=options.node_budget,
             lookup_ngram=options.lookup_ngram,
         )
-        return AssistedDecoder(target, entry.build(auxiliary, shape), _build_rule(pair, options))
+        return AssistedDecoder(target, entry.build(auxiliary, shape), build_rule(pair.verifier, options))
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
@@ -150,5 +159,6 @@ def _auxiliary_model(options: GenerationOptions, target: ModelRunner, draft: Mod
     return draft
 
 
-def _build_rule(pair: AssistedMethod, options: GenerationOptions) -> Verifier:
-    return VERIFIERS[pair.verifier](RuleSettings.from_options(options))
+def build_rule(verifier: str, options: GenerationOptions) -> Verifier:
+    """The rule of a name, with its dials from the options."""
+    return VERIFIERS[verifier](RuleSettings.from_options(options))

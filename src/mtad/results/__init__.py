@@ -1,0 +1,1 @@
+"""Run records: provenance, what was measured, intervals; needs no torch."""

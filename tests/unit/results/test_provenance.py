@@ -1,0 +1,28 @@
+"""Every record says how it was made."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mtad.results.provenance import describe_run
+
+
+def test_command_versions_and_machine_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/mtad", "compare", "--system", "be brief"])
+    run = describe_run()
+    assert run["command"] == "mtad compare --system 'be brief'"
+    assert set(run["versions"]) == {"python", "mtad", "torch", "transformers"}
+    assert run["machine"]["cores"] >= 1
+
+
+def test_a_checkout_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    run = describe_run()
+    assert run["commit"] is None
+    assert run["is_dirty"] is None
+
+
+def test_the_room_needs_no_torch() -> None:
+    code = "import mtad.results.comparison, mtad.results.provenance, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
