@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from mtad.cli.generate import BATCH_SIZE, load_engine
 from mtad.cli.parser import add_common, add_setting, add_template_choice, read_settings
 from mtad.cli.prompt_files import read_prompts
@@ -161,6 +159,8 @@ def _fits(prompt: Any, limit: int | None) -> bool:
 
 
 def _compare(engine: "Engine", contenders: "list[Contender]", workload: "Workload", options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from mtad.bench.compare import continue_record, open_record, run_comparison
     from mtad.results.comparison import summaries_to_json, summarize
     from mtad.results.files import read_json, write_json
