@@ -188,6 +188,7 @@ class Engine:
                 top_k=options.top_k,
                 top_p=options.top_p,
                 threshold=options.threshold,
+                draft_confidence=options.draft_confidence,
             ),
             limits=AnswerLimits(
                 max_new_tokens=room, eos_token_ids=self._eos_token_ids(options), stop=tuple(options.stop)

@@ -97,6 +97,18 @@ class GenerationOptions:
     draw: Literal["top", "gumbel", "sample"] = setting(
         str, "top", "how beams are drawn", choices=("top", "gumbel", "sample")
     )
+    draft_length: Literal["fixed", "adaptive"] = setting(
+        str,
+        "fixed",
+        "drafted depth of each row: always gamma, or up to gamma as its acceptance pays for",
+        choices=("fixed", "adaptive"),
+    )
+    draft_level_cost: float = setting(
+        float, 0.1, "adaptive: what one drafted level costs, in calls of the target", above=0, maximum=10
+    )
+    draft_confidence: float = setting(
+        float, 0.0, "stop drafting below a node of lower joint draft probability; 0 never stops", minimum=0, maximum=1
+    )
     temperature: float | None = setting(float, None, "0 is greedy (model's own, else 1.0)", minimum=0)
     top_k: int | None = setting(int, None, "most likely tokens kept, 0 keeps all (model's own, else 10)", minimum=0)
     top_p: float | None = setting(float, None, "nucleus mass kept (model's own, else 0.9)", above=0, maximum=1)

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from mtad.decoding.decoder import Decoder
+from mtad.decoding.draft_length import DraftLength, FixedLength
 from mtad.decoding.outcome import RowOutcome, refusal_probabilities, unwarped_log_probs
-from mtad.drafting import Drafter
+from mtad.drafting import Drafter, limit_tree
 from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.rows import RowSettings
 from mtad.structures.tree import TokenTree
 from mtad.verification import Verifier
 
@@ -22,16 +24,30 @@ class AssistedDecoder(Decoder):
         target: The large model.
         drafter: Proposes trees.
         verifier: Judges them.
+        length: How deep each row drafts; to the drafter's own depth when None.
     """
 
-    def __init__(self, target: ModelRunner, drafter: Drafter, verifier: Verifier) -> None:
+    def __init__(
+        self, target: ModelRunner, drafter: Drafter, verifier: Verifier, length: DraftLength | None = None
+    ) -> None:
         super().__init__(target, extra_slots=drafter.num_nodes + drafter.gamma, one_hot_at_zero=verifier.is_lossless)
         self.drafter = drafter
         self.verifier = verifier
+        self.length = length or FixedLength()
         self.gamma = drafter.gamma
         # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch.
         if drafter.runner is not None:
             self._runners.append((drafter.runner, drafter.num_slots + drafter.gamma))
+
+    def prefill(self, prompts: list[list[int]], settings: list[RowSettings], max_new_tokens: list[int]) -> None:
+        """See `Decoder.prefill`."""
+        super().prefill(prompts, settings, max_new_tokens)
+        self.length.start(len(prompts))
+
+    def select_rows(self, rows: list[int]) -> None:
+        """See `Decoder.select_rows`."""
+        super().select_rows(rows)
+        self.length.select_rows(rows)
 
     @torch.inference_mode()
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
@@ -40,10 +56,10 @@ class AssistedDecoder(Decoder):
         return self._read(packed.tolist(), active)
 
     def _iterate(self, active: Tensor) -> Tensor:
-        """One iteration on the device; returns what the host reads, `[batch, 3 * gamma + 5]` float64."""
-        rows = self.rows.at(self.target.lengths.clone())
+        """One iteration on the device; returns what the host reads, `[batch, 3 * depth + 5]` float64."""
+        rows = self.length.limit(self.rows.at(self.target.lengths.clone()))
         started = perf_counter()
-        tree = self.drafter.draft(self.previous, self.pending, rows)
+        tree = limit_tree(self.drafter.draft(self.previous, self.pending, rows), rows)
         drafted = perf_counter()
         logits = self.target.score_tree(self.pending, tree)
         scored = perf_counter()
@@ -71,7 +87,7 @@ class AssistedDecoder(Decoder):
         return torch.cat([column.double() for column in columns], 1)
 
     def _read(self, packed: list[list[float]], active: list[bool]) -> list[RowOutcome | None]:
-        width = self.gamma + 1
+        width = (len(packed[0]) - 2) // 3
         outcomes: list[RowOutcome | None] = []
         for row, is_active in zip(packed, active, strict=True):
             count = int(row[2 * width]) + 1
@@ -84,6 +100,7 @@ class AssistedDecoder(Decoder):
                 refusals=row[2 * width + 3 :][: count - 1],
             )
             outcomes.append(outcome if is_active else None)
+        self.length.note([int(row[2 * width]) for row in packed], active)
         for runner, _ in self._runners:
             runner.note_longest(int(max(row[2 * width + 2] for row in packed)))
         return outcomes

@@ -6,8 +6,9 @@ import torch
 
 from mtad.decoding.decoder import Decoder
 from mtad.decoding.outcome import RowOutcome, undrafted
-from mtad.drafting import BeamDrafter, BeamSampler, assemble_tree, winner_path
+from mtad.drafting import BeamDrafter, BeamSampler, assemble_tree
 from mtad.models.runner import ModelRunner
+from mtad.structures import path_to
 
 
 class JointBeamDecoder(Decoder):
@@ -31,8 +32,8 @@ class JointBeamDecoder(Decoder):
         is_active = torch.tensor(active, device=self.target.device)
         rows = self.rows.at(self.target.lengths.clone())
         levels = self._beams.draw_levels(self.previous, self.pending, rows)
-        tree = assemble_tree(levels)
-        path = winner_path(tree)
+        tree = assemble_tree(levels, rows)
+        path, _ = path_to(tree, tree.winner)
         tokens = tree.tokens.gather(1, path)
         log_probs = torch.cat([beams.unwarped for beams in levels if beams.unwarped is not None], 1).gather(1, path)
         lengths = (~tree.carried.gather(1, path)).sum(1)

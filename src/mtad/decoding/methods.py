@@ -8,6 +8,7 @@ from mtad.config import GenerationOptions
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.beam_sampling import BeamSamplingDecoder
 from mtad.decoding.decoder import Decoder
+from mtad.decoding.draft_length import AdaptiveLength, DraftLength, FixedLength
 from mtad.decoding.joint_beam import JointBeamDecoder
 from mtad.decoding.joint_exact import JointExactDecoder
 from mtad.drafting import DRAFTERS, BeamSampler, DraftShape
@@ -66,6 +67,10 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
     if base is None:
         if options.drafter or options.verifier:
             raise ConfigError(f"{options.method} takes no drafter or verifier; leave them out or choose another method")
+        if options.draft_length == "adaptive" or options.draft_confidence:
+            raise ConfigError(
+                f"{options.method} drafts nothing; leave draft_length and draft_confidence out or choose another method"
+            )
         return None
     pair = AssistedMethod(options.drafter or base.drafter, options.verifier or base.verifier)
     drafter, rule = DRAFTERS[pair.drafter], build_rule(pair.verifier, options)
@@ -140,7 +145,11 @@ def build_decoder(
             node_budget=options.node_budget,
             lookup_ngram=options.lookup_ngram,
         )
-        return AssistedDecoder(target, entry.build(auxiliary, shape), build_rule(pair.verifier, options))
+        drafter = entry.build(auxiliary, shape)
+        length: DraftLength = FixedLength()
+        if options.draft_length == "adaptive" and drafter.gamma:
+            length = AdaptiveLength(drafter.gamma, options.draft_level_cost)
+        return AssistedDecoder(target, drafter, build_rule(pair.verifier, options), length)
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mtad.drafting.base import Drafter, NoDrafter
-from mtad.drafting.beam import BeamDrafter, assemble_tree, winner_path
+from mtad.drafting.beam import BeamDrafter, assemble_tree
 from mtad.drafting.beams import Beams, BeamSampler, Draw
 from mtad.drafting.branching_tree import BranchingTreeDrafter
 from mtad.drafting.chain import ChainDrafter, chain_tree
 from mtad.drafting.dynamic_tree import DynamicTreeDrafter
+from mtad.drafting.limits import limit_tree
 from mtad.drafting.prompt_lookup import PromptLookupDrafter
 from mtad.models.runner import ModelRunner
 
@@ -166,5 +167,5 @@ __all__ = [
     "PromptLookupDrafter",
     "assemble_tree",
     "chain_tree",
-    "winner_path",
+    "limit_tree",
 ]

@@ -5,10 +5,11 @@ from torch import Tensor
 
 from mtad.drafting.beams import Beams, BeamSampler
 from mtad.drafting.chain import chain_tree
+from mtad.drafting.limits import within_limits
 from mtad.models.runner import ModelRunner
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree, node_bits
+from mtad.structures.tree import TokenTree, node_bits, path_to
 
 
 class BeamDrafter:
@@ -34,25 +35,27 @@ class BeamDrafter:
 
     def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
         """See `Drafter.draft`."""
-        tree = assemble_tree(self.draw_levels(previous, pending, rows))
-        self._winner_path = winner_path(tree)
+        tree = assemble_tree(self.draw_levels(previous, pending, rows), rows)
+        self._winner_path, _ = path_to(tree, tree.winner)
         return tree if self.keep_tree else _winner_chain(tree, self._winner_path)
 
     def draw_levels(self, previous: Tensor, pending: Tensor, rows: RowControls) -> list[Beams]:
-        """The beams of every depth, with their ancestor bits."""
+        """The beams of every depth that a row drafts, with their ancestor bits."""
         width = self.sampler.width
         logits = self.runner.score_root(previous, pending).unsqueeze(1)
         beams = Beams.root(logits)
         ancestors = torch.zeros_like(beams.tokens)
         levels = []
-        for depth in range(1, self.gamma + 1):
+        deepest = min(self.gamma, rows.deepest)
+        for depth in range(1, deepest + 1):
             first_node = (depth - 1) * width
             beams = self.sampler.expand(beams, logits, rows, depth)
             ancestors = ancestors.gather(1, beams.origins) | node_bits(first_node, width, ancestors.device)
             beams.ancestors = ancestors
             levels.append(beams)
-            if depth < self.gamma:
-                logits = self.runner.score_level(beams.tokens, ancestors, first_node, depth)
+            if depth == deepest or rows.all_unsure(beams.joint):
+                break
+            logits = self.runner.score_level(beams.tokens, ancestors, first_node, depth)
         return levels
 
     def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
@@ -62,40 +65,37 @@ class BeamDrafter:
         self.runner.keep_path(path, acceptance.num_accepted, active)
 
 
-def assemble_tree(levels: list[Beams]) -> TokenTree:
-    """The beams that `draw_levels` gave as one tree, `width` nodes a depth."""
+def assemble_tree(levels: list[Beams], rows: RowControls) -> TokenTree:
+    """The beams that `draw_levels` gave as one tree, `width` nodes a depth.
+
+    The winner is the beam of the highest weight at the deepest level that its row drafts.
+    """
     width = levels[0].tokens.shape[1]
-    parents = [torch.full_like(levels[0].origins, -1)]
-    parents += [beams.origins + index * width for index, beams in enumerate(levels[1:])]
+    first_parents = torch.full_like(levels[0].origins, -1)
+    parents = torch.cat([first_parents, *(beams.origins + index * width for index, beams in enumerate(levels[1:]))], 1)
     joint = torch.cat([beams.joint for beams in levels], 1)
     depths = torch.arange(1, len(levels) + 1, device=joint.device).repeat_interleave(width)
+    valid = (joint > -torch.inf) & within_limits(parents, depths, joint, rows)
+    last = torch.where(valid, depths, 0).amax(1, keepdim=True)
+    weights = torch.cat([beams.weights for beams in levels], 1)
     return TokenTree(
         tokens=torch.cat([beams.tokens for beams in levels], 1),
-        parents=torch.cat(parents, 1),
+        parents=parents,
         depths=depths,
         joint_draft_log_probs=joint,
         ancestors=torch.cat([beams.ancestors for beams in levels if beams.ancestors is not None], 1),
-        winner=levels[-1].weights.argmax(1) + (len(levels) - 1) * width,
-        valid=joint > -torch.inf,
+        winner=weights.masked_fill(~valid | (depths < last), -torch.inf).argmax(1),
+        valid=valid,
         carried=torch.cat([beams.carried for beams in levels], 1),
         depth=len(levels),
     )
 
 
-def winner_path(tree: TokenTree) -> Tensor:
-    """Nodes of the winner beam, traced through its own ancestors, `[batch, gamma]` int64."""
-    node = tree.winner.unsqueeze(1)
-    path = [node]
-    for _ in range(tree.depth - 1):
-        node = tree.parents.gather(1, node)
-        path.append(node)
-    return torch.cat(path[::-1], 1)
-
-
 def _winner_chain(tree: TokenTree, path: Tensor) -> TokenTree:
+    is_there, nodes = path >= 0, path.clamp(min=0)
     return chain_tree(
-        tree.tokens.gather(1, path),
-        tree.joint_draft_log_probs.gather(1, path),
-        valid=tree.valid.gather(1, path),
-        carried=tree.carried.gather(1, path),
+        tree.tokens.gather(1, nodes),
+        tree.joint_draft_log_probs.gather(1, nodes),
+        valid=is_there & tree.valid.gather(1, nodes),
+        carried=is_there & tree.carried.gather(1, nodes),
     )

@@ -30,16 +30,20 @@ class ChainDrafter:
         """See `Drafter.draft`; the tree carries `draft_log_probs`."""
         logits = self.runner.score_root(previous, pending)
         tokens, log_probs, distributions = [], [], []
-        for depth in range(1, self.gamma + 1):
+        joint = torch.zeros_like(logits[:, :1])
+        deepest = min(self.gamma, rows.deepest)
+        for depth in range(1, deepest + 1):
             distribution = warp_logits(logits, rows)
             drawn = draw_categorical(distribution, uniform(rows, Stream.DRAFT, depth, 1))
             token = torch.where(rows.is_greedy.unsqueeze(1), distribution.argmax(-1, keepdim=True), drawn)
             tokens.append(token)
             log_probs.append(distribution.gather(1, token))
             distributions.append(distribution)
-            if depth < self.gamma:
-                bits = torch.full_like(token, (1 << depth) - 1)
-                logits = self.runner.score_level(token, bits, depth - 1, depth)[:, 0]
+            joint = joint + log_probs[-1]
+            if depth == deepest or rows.all_unsure(joint):
+                break
+            bits = torch.full_like(token, (1 << depth) - 1)
+            logits = self.runner.score_level(token, bits, depth - 1, depth)[:, 0]
         return chain_tree(torch.cat(tokens, 1), torch.cat(log_probs, 1).cumsum(1), torch.stack(distributions, 1))
 
     def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:

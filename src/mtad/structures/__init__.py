@@ -3,7 +3,7 @@
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.results import DecodingStats, GenerationResult, Piece
 from mtad.structures.rows import RowControls, RowSettings
-from mtad.structures.tree import MAX_TREE_NODES, TokenTree, ancestor_bitmask, ancestor_matrix, node_bits
+from mtad.structures.tree import MAX_TREE_NODES, TokenTree, ancestor_bitmask, ancestor_matrix, node_bits, path_to
 
 __all__ = [
     "MAX_TREE_NODES",
@@ -17,4 +17,5 @@ __all__ = [
     "ancestor_bitmask",
     "ancestor_matrix",
     "node_bits",
+    "path_to",
 ]

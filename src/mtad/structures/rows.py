@@ -1,9 +1,13 @@
 """Per-row settings and positions on the device."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from mtad.structures.tree import MAX_TREE_NODES
 
 LOWEST_TEMPERATURE = 1e-6
 """Below this, float32 logits cannot be told apart, and dividing by it would overflow."""
@@ -24,9 +28,13 @@ class RowControls:
         top_ks: Highest-probability tokens kept, int64; 0 keeps all.
         top_ps: Nucleus mass kept, in (0, 1], float32.
         log_thresholds: Natural log of tau in (0, 1], float32.
+        depth_limits: Deepest level drafted, int64.
+        log_confidences: Natural log of the joint draft probability that a node needs to have children, float32.
         max_top_k: Largest of `top_ks`, or 0 when any row keeps all; known on the host.
         has_some_top_k: Whether any row filters by top-k; known on the host.
         has_top_p: Whether any row has `top_ps` below 1; known on the host.
+        deepest: Largest of `depth_limits`; known on the host.
+        has_confidence: Whether any row stops where its draft is unsure; known on the host.
     """
 
     seeds: Tensor
@@ -36,18 +44,37 @@ class RowControls:
     top_ks: Tensor
     top_ps: Tensor
     log_thresholds: Tensor
+    depth_limits: Tensor
+    log_confidences: Tensor
     max_top_k: int
     has_some_top_k: bool
     has_top_p: bool
+    deepest: int = MAX_TREE_NODES
+    has_confidence: bool = False
 
     def at(self, positions: Tensor) -> "RowControls":
         """The same rows at other positions, `[batch]` int64."""
         return replace(self, positions=positions)
 
+    def limited(self, depth_limits: list[int]) -> "RowControls":
+        """The same rows with other limits of the draft's depth, one a row."""
+        limits = torch.tensor(depth_limits, dtype=torch.int64, device=self.seeds.device)
+        return replace(self, depth_limits=limits, deepest=max(depth_limits))
+
+    def all_unsure(self, joint_draft_log_probs: Tensor) -> bool:
+        """Whether no row would give any of these nodes children, `[batch, nodes]` natural log.
+
+        Only asked where reading costs nothing: an accelerator would stall, and drafts on to keep its shapes.
+        """
+        if not self.has_confidence or joint_draft_log_probs.device.type != "cpu":
+            return False
+        return bool((joint_draft_log_probs < self.log_confidences.unsqueeze(1)).all())
+
     def select(self, rows: Tensor) -> "RowControls":
         """The named rows only, `[kept]` int64."""
-        columns = ("seeds", "positions", "is_greedy", "temperatures", "top_ks", "top_ps", "log_thresholds")
-        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+        columns = ((item.name, getattr(self, item.name)) for item in fields(self))
+        picked: dict[str, Any] = {name: value[rows] for name, value in columns if isinstance(value, Tensor)}
+        return replace(self, **picked)
 
     @classmethod
     def from_settings(
@@ -74,24 +101,35 @@ class RowControls:
             top_ks=column([warp.top_k for warp in warps], torch.int64),
             top_ps=column([warp.top_p for warp in warps], torch.float32),
             log_thresholds=column([setting.threshold for setting in settings], torch.float64).log().float(),
+            depth_limits=column([MAX_TREE_NODES for _ in settings], torch.int64),
+            log_confidences=column([_log(setting.draft_confidence) for setting in settings], torch.float32),
             max_top_k=0 if any(warp.top_k == 0 for warp in warps) else max(warp.top_k for warp in warps),
             has_some_top_k=any(warp.top_k > 0 for warp in warps),
             has_top_p=any(warp.top_p < 1 for warp in warps),
+            has_confidence=any(setting.draft_confidence > 0 for setting in settings),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSettings:
-    """One row's settings on the host: `seed`, `temperature` >= 0, `top_k` >= 0, `top_p` and `threshold` in (0, 1]."""
+    """One row's settings on the host.
+
+    `temperature` and `top_k` are at least 0, `top_p` and `threshold` in (0, 1], `draft_confidence` in [0, 1).
+    """
 
     seed: int = 0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     threshold: float = 0.5
+    draft_confidence: float = 0.0
 
     def resolve_zero_temperature(self, *, one_hot_at_zero: bool) -> "RowSettings":
         """The warp to apply: unchanged above temperature 0, else one-hot (`top_k` 1) or no filter at all."""
         if self.temperature > 0:
             return self
         return replace(self, temperature=1.0, top_k=1 if one_hot_at_zero else 0, top_p=1.0)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf

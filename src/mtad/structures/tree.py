@@ -104,3 +104,24 @@ def ancestor_matrix(ancestors: Tensor) -> Tensor:
     """
     shifts = torch.arange(ancestors.shape[-1], device=ancestors.device)
     return ((ancestors.unsqueeze(-1) >> shifts) & 1).bool()
+
+
+def path_to(tree: TokenTree, node: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes from the root's child down to `node`.
+
+    Args:
+        tree: The draft.
+        node: Last node, -1 for the empty path, `[batch]` int64.
+
+    Returns:
+        Node indices `[batch, gamma]` with -1 behind the end, and path lengths `[batch]`, both int64.
+    """
+    if tree.num_nodes == 0:
+        return tree.tokens, torch.zeros_like(node)
+    gamma = tree.depth
+    nodes = torch.arange(tree.num_nodes, device=node.device)
+    bits = tree.ancestors.gather(1, node.clamp(min=0).unsqueeze(1))
+    on_path = ((bits >> nodes) & 1).bool() & (node >= 0).unsqueeze(1)
+    path = torch.full((len(node), gamma), -1, dtype=torch.int64, device=node.device)
+    path = path.scatter_reduce(1, tree.depths - 1, torch.where(on_path, nodes, -1), "amax")
+    return path, on_path.sum(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from mtad.sampling import Stream, draw_categorical, uniform
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree, ancestor_matrix
+from mtad.structures.tree import TokenTree, ancestor_matrix, path_to
 
 
 class Verifier(Protocol):
@@ -89,27 +89,6 @@ def draw_next_token(log_probs: Tensor, rows: RowControls) -> Tensor:
     """One token per row from `[batch, vocab]` natural logs; the most likely one in greedy rows."""
     drawn = draw_categorical(log_probs, uniform(rows, Stream.NEXT_TOKEN, 0, 1)).squeeze(1)
     return torch.where(rows.is_greedy, log_probs.argmax(-1), drawn)
-
-
-def path_to(tree: TokenTree, node: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes from the root's child down to `node`.
-
-    Args:
-        tree: The draft.
-        node: Last node, -1 for the empty path, `[batch]` int64.
-
-    Returns:
-        Node indices `[batch, gamma]` with -1 behind the end, and path lengths `[batch]`, both int64.
-    """
-    if tree.num_nodes == 0:
-        return tree.tokens, torch.zeros_like(node)
-    gamma = tree.depth
-    nodes = torch.arange(tree.num_nodes, device=node.device)
-    bits = tree.ancestors.gather(1, node.clamp(min=0).unsqueeze(1))
-    on_path = ((bits >> nodes) & 1).bool() & (node >= 0).unsqueeze(1)
-    path = torch.full((len(node), gamma), -1, dtype=torch.int64, device=node.device)
-    path = path.scatter_reduce(1, tree.depths - 1, torch.where(on_path, nodes, -1), "amax")
-    return path, on_path.sum(1)
 
 
 def joint_target_log_probs(tree: TokenTree, target_log_probs: Tensor) -> Tensor:

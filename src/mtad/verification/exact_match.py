@@ -6,8 +6,7 @@ from torch import Tensor
 from mtad.sampling import Stream, draw_categorical, uniform
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree
-from mtad.verification.base import path_to
+from mtad.structures.tree import TokenTree, path_to
 from mtad.verification.paths import deepest_node, joint_log_ratio_at
 
 

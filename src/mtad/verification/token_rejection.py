@@ -6,8 +6,8 @@ from torch import Tensor
 from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree
-from mtad.verification.base import draw_next_token, joint_target_log_probs, path_to
+from mtad.structures.tree import TokenTree, path_to
+from mtad.verification.base import draw_next_token, joint_target_log_probs
 
 
 class TokenRejectionVerifier:

@@ -19,10 +19,10 @@ from tests.oracles import (
 )
 from tests.table_models import controls, prefilled, random_table, seeded_controls, table_law
 
-from mtad.drafting import BeamDrafter, BeamSampler, winner_path
+from mtad.drafting import BeamDrafter, BeamSampler
 from mtad.drafting.beams import Draw
 from mtad.sampling import Stream, uniform
-from mtad.structures import RowSettings, TokenTree, ancestor_bitmask
+from mtad.structures import RowSettings, TokenTree, ancestor_bitmask, path_to
 
 PROMPTS = [[1], [2, 0, 3], [3, 3], [0, 1, 2, 3, 2]]
 SETTINGS = [
@@ -150,7 +150,7 @@ def test_the_winner_chain_is_the_winner_of_the_tree() -> None:
     for draw in ("top", "gumbel", "sample"):
         tree = draft(table, 4, 4, draw, [3])
         chain = draft(table, 4, 4, draw, [3], keep_tree=False)
-        path = winner_path(tree)
+        path, _ = path_to(tree, tree.winner)
         assert torch.equal(chain.tokens, tree.tokens.gather(1, path))
         assert torch.equal(chain.joint_draft_log_probs, tree.joint_draft_log_probs.gather(1, path))
         assert torch.equal(chain.carried, tree.carried.gather(1, path))
