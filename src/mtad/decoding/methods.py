@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mtad.config import GenerationOptions
 from mtad.decoding.assisted import AssistedDecoder
@@ -132,30 +133,37 @@ def build_decoder(
     eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
     pair = resolve_pair(options)
     if pair is not None:
-        entry = DRAFTERS[pair.drafter]
-        auxiliary = _auxiliary_model(options, target, draft) if entry.needs_model else None
-        shape = DraftShape(
-            gamma=options.gamma,
-            beam_width=options.beam_width,
-            draw=options.draw,
-            eos_token_ids=eos,
-            vocab_size=target.vocab_size,
-            branching=options.branching_counts,
-            has_replacement=options.siblings == "with_replacement",
-            node_budget=options.node_budget,
-            lookup_ngram=options.lookup_ngram,
-        )
-        drafter = entry.build(auxiliary, shape)
-        length: DraftLength = FixedLength()
-        if options.draft_length == "adaptive" and drafter.gamma:
-            length = AdaptiveLength(drafter.gamma, options.draft_level_cost)
-        return AssistedDecoder(target, drafter, build_rule(pair.verifier, options), length)
+        return _assisted(pair, options, target, draft, eos)
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
     if temperature == 0:
         return JointExactDecoder(target, options.gamma, eos_token_ids, options.search_budget)
     return JointBeamDecoder(target, options.gamma, sampler)
+
+
+def _assisted(
+    pair: AssistedMethod, options: GenerationOptions, target: ModelRunner, draft: ModelRunner | None, eos: Tensor
+) -> AssistedDecoder:
+    """The common loop with a drafter and a rule; `eos` is `[count]` int64."""
+    entry = DRAFTERS[pair.drafter]
+    auxiliary = _auxiliary_model(options, target, draft) if entry.needs_model else None
+    shape = DraftShape(
+        gamma=options.gamma,
+        beam_width=options.beam_width,
+        draw=options.draw,
+        eos_token_ids=eos,
+        vocab_size=target.vocab_size,
+        branching=options.branching_counts,
+        has_replacement=options.siblings == "with_replacement",
+        node_budget=options.node_budget,
+        lookup_ngram=options.lookup_ngram,
+    )
+    drafter = entry.build(auxiliary, shape)
+    length: DraftLength = FixedLength()
+    if options.draft_length == "adaptive" and drafter.gamma:
+        length = AdaptiveLength(drafter.gamma, options.draft_level_cost)
+    return AssistedDecoder(target, drafter, build_rule(pair.verifier, options), length)
 
 
 def _auxiliary_model(options: GenerationOptions, target: ModelRunner, draft: ModelRunner | None) -> ModelRunner:
