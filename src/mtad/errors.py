@@ -38,3 +38,7 @@ class CapacityError(MtadError):
 
 class SearchBudgetError(MtadError):
     """An exact search expanded its whole budget without reaching the optimum."""
+
+
+class TraceError(MtadError):
+    """A trace cannot be written or read."""

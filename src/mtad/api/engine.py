@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
@@ -16,9 +17,11 @@ from mtad.decoding import (
     Request,
     RunFacts,
     build_decoder,
+    check_traceable,
     exit_layers,
     generate_pieces,
     needs_draft_model,
+    recording,
 )
 from mtad.errors import CapacityError, ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models
@@ -91,6 +94,7 @@ class Engine:
         *,
         style: PromptFormat | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        trace: str | Path | None = None,
         **changes: Any,
     ) -> Generator[Piece, None, None]:
         """Decode and yield pieces as they become final, with the provenance of every token.
@@ -100,12 +104,14 @@ class Engine:
             options: Settings; defaults where not given.
             style: How text prompts are wrapped.
             batch_size: Prompts decoded at a time.
+            trace: File that keeps every step, for `mtad.replay_trace`; overwritten. Needs pyarrow.
             **changes: Single settings by name.
 
         Raises:
             ConfigError: A setting is out of bounds or does not fit the others.
             PromptError: A prompt is empty or malformed.
             CapacityError: A prompt does not fit the model or the memory.
+            TraceError: The trace cannot be written.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size}")
@@ -113,7 +119,9 @@ class Engine:
         resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
         token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
         requests = [self._request(row, prompt, resolved) for row, prompt in enumerate(token_ids)]
-        return self._run(requests, resolved, batch_size)
+        if trace is not None:
+            check_traceable(resolved)
+        return self._run(requests, resolved, batch_size, None if trace is None else Path(trace))
 
     async def generate_async(
         self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
@@ -206,7 +214,7 @@ class Engine:
         return frozenset() if options.ignore_eos else self.models.defaults.eos_token_ids
 
     def _run(
-        self, requests: list[Request], options: GenerationOptions, batch_size: int
+        self, requests: list[Request], options: GenerationOptions, batch_size: int, trace: Path | None
     ) -> Generator[Piece, None, None]:
         assert options.temperature is not None
         decoder = build_decoder(
@@ -219,9 +227,11 @@ class Engine:
         facts = RunFacts(method=options.method, config=self.settings_record(options), gamma=decoder.gamma)
 
         def pieces() -> Generator[Piece, None, None]:
-            with self._exclusive(), _memory_errors():
+            with self._exclusive(), _memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
                 for start in range(0, len(requests), batch_size):
                     batch = requests[start : start + batch_size]
+                    if recorder is not None:
+                        recorder.begin(batch)
                     yield from generate_pieces(decoder, batch, self._decode, facts)
 
         return pieces()

@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   mtad generate --method autoregressive --temperature 0 --json "Name a river."
   mtad generate --prompts-file questions.jsonl --json > answers.jsonl
   echo "Once upon a time" | mtad generate --raw --max-new-tokens 64
+  mtad generate --prompts-file questions.jsonl --trace run.arrow
   mtad generate --target ./my-model --draft ./my-draft --raw "SELECT"
 
 A prompts file holds one prompt per line. In a .jsonl file a line is a text or
@@ -57,6 +58,7 @@ def add_command(commands: Any) -> None:
         help="print tokens as they come (default: for one prompt on a terminal)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document per prompt and nothing else on stdout")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="keep every step for `mtad replay`")
     add_common(parser)
     parser.set_defaults(run=run, parser=parser, batch_size=BATCH_SIZE.default)
 
@@ -67,6 +69,12 @@ def run(options: argparse.Namespace) -> int:
     BATCH_SIZE.check(options.batch_size)
     prompts = _collect_prompts(options)
     _check_stream(options, len(prompts))
+    if options.trace is not None:
+        from mtad.decoding import check_traceable
+        from mtad.results.trace_format import check_trace_path
+
+        check_trace_path(options.trace)
+        check_traceable(generation)
     engine = load_engine(models, generation, color=options.color)
 
     from mtad.api import PromptFormat
@@ -156,7 +164,7 @@ def _decode(
         output = StreamOutput(color=options.color)
     else:
         output = TextOutput(prompts, color=options.color)
-    pieces = engine.stream(prompts, generation, style=style, batch_size=options.batch_size)
+    pieces = engine.stream(prompts, generation, style=style, batch_size=options.batch_size, trace=options.trace)
     return _drain(pieces, output)
 
 

@@ -43,15 +43,21 @@ def add_settings(parser: argparse.ArgumentParser, config: type, title: str) -> N
         add_setting(group, item)
 
 
-def add_setting(group: argparse._ActionsContainer, item: Setting) -> None:
-    """The flag of one setting; it is absent from the parsed options when it was not given."""
+def add_setting(group: argparse._ActionsContainer, item: Setting, *, may_repeat: bool = False) -> None:
+    """The flag of one setting; it is absent from the parsed options when it was not given.
+
+    Args:
+        group: Where the flag goes.
+        item: The setting.
+        may_repeat: Collect the values of all times that the flag was given in a list.
+    """
     flag = "--" + item.name.replace("_", "-")
     if item.type is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_describe(item))
         return
     group.add_argument(
         flag,
-        action="append" if item.type is tuple else "store",
+        action="append" if item.type is tuple or may_repeat else "store",
         type=_reader(item.type),
         default=argparse.SUPPRESS,
         metavar="MODEL" if item.name in _MODEL_FLAGS else _METAVARS[item.type],

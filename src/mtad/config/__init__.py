@@ -2,11 +2,19 @@
 
 from mtad.config.fields import Setting, replace_settings, setting_fields
 from mtad.config.files import read_config_file
-from mtad.config.options import DRAFTER_NAMES, METHOD_NAMES, VERIFIER_NAMES, GenerationOptions, ModelOptions
+from mtad.config.options import (
+    DRAFTER_NAMES,
+    METHOD_NAMES,
+    RULE_OPTIONS,
+    VERIFIER_NAMES,
+    GenerationOptions,
+    ModelOptions,
+)
 
 __all__ = [
     "DRAFTER_NAMES",
     "METHOD_NAMES",
+    "RULE_OPTIONS",
     "VERIFIER_NAMES",
     "GenerationOptions",
     "ModelOptions",

@@ -22,6 +22,15 @@ VERIFIER_NAMES = (
     "threshold",
     "big_little",
 )
+RULE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "joint": ("threshold",),
+    "joint_own_path": ("threshold",),
+    "joint_expected": ("threshold",),
+    "typical": ("typical_epsilon", "typical_delta"),
+    "threshold": ("accept_single", "accept_accumulated"),
+    "big_little": ("fallback_threshold", "rollback_threshold"),
+}
+"""The settings that a rule reads; rules that are not listed have none."""
 MAX_TREE_NODES = 64
 
 

@@ -11,6 +11,7 @@ from mtad.decoding.methods import (
     needs_draft_model,
     resolve_pair,
 )
+from mtad.decoding.recording import check_traceable, recording
 
 __all__ = [
     "AnswerLimits",
@@ -19,9 +20,11 @@ __all__ = [
     "RunFacts",
     "build_decoder",
     "build_rule",
+    "check_traceable",
     "exit_layers",
     "fitting_drafters",
     "generate_pieces",
     "needs_draft_model",
+    "recording",
     "resolve_pair",
 ]

@@ -13,6 +13,7 @@ from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowSettings
+from mtad.structures.steps import StepObserver, StepRecord
 from mtad.structures.tree import TokenTree
 from mtad.verification import Verifier
 
@@ -25,7 +26,12 @@ class AssistedDecoder(Decoder):
         drafter: Proposes trees.
         verifier: Judges them.
         length: How deep each row drafts; to the drafter's own depth when None.
+
+    Attributes:
+        observer: Is shown every iteration; None shows nothing and costs nothing.
     """
+
+    observer: StepObserver | None = None
 
     def __init__(
         self, target: ModelRunner, drafter: Drafter, verifier: Verifier, length: DraftLength | None = None
@@ -66,6 +72,19 @@ class AssistedDecoder(Decoder):
         target_log_probs = warp_logits(logits, rows)
         acceptance = self.verifier.accept(tree, target_log_probs, rows)
         refusals = refusal_probabilities(tree, target_log_probs, acceptance)
+        if self.observer is not None:
+            self.observer.observe(
+                StepRecord(
+                    row_ids=self.row_ids,
+                    active=active,
+                    rows=rows,
+                    pending=self.pending,
+                    tree=tree,
+                    logits=logits,
+                    target_log_probs=target_log_probs,
+                    acceptance=acceptance,
+                )
+            )
         self.target.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
         self.drafter.keep_path(acceptance, active)
         self.times.draft_s += drafted - started

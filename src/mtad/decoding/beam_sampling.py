@@ -66,7 +66,7 @@ class BeamSamplingDecoder(Decoder):
             names = ("tokens", "origins", "weights", "joint", "finished", "carried")
             self._beams = Beams(**{name: getattr(self._beams, name)[index] for name in names})
         self._tokens, self._log_probs = self._tokens[index], self._log_probs[index]
-        self.rows = self.rows.select(index)
+        self.rows, self.row_ids = self.rows.select(index), self.row_ids[index]
         self._limits = [self._limits[row] for row in rows]
         self._num_rows = len(rows)
 

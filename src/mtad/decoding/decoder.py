@@ -23,6 +23,7 @@ class Decoder(ABC):
         times: Seconds spent on the batch so far.
         pending: Last committed token, `[batch]` int64.
         previous: The token before it, `[batch]` int64.
+        row_ids: Place of each row among the prompts of `prefill`, `[batch]` int64.
     """
 
     gamma: int = 0
@@ -56,6 +57,7 @@ class Decoder(ABC):
             runner.prefill(token_ids, lengths)
         self.pending = token_ids.gather(1, lengths.unsqueeze(1)).squeeze(1)
         self.previous = token_ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        self.row_ids = torch.arange(len(prompts), device=device)
         self.rows = RowControls.from_settings(settings, one_hot_at_zero=self._one_hot_at_zero, device=device)
 
     @abstractmethod
@@ -69,4 +71,4 @@ class Decoder(ABC):
         for runner, _ in self._runners:
             runner.select_rows(index)
         self.pending, self.previous = self.pending[index], self.previous[index]
-        self.rows = self.rows.select(index)
+        self.rows, self.row_ids = self.rows.select(index), self.row_ids[index]

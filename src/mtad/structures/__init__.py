@@ -3,6 +3,7 @@
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.results import DecodingStats, GenerationResult, Piece
 from mtad.structures.rows import RowControls, RowSettings
+from mtad.structures.steps import StepObserver, StepRecord
 from mtad.structures.tree import MAX_TREE_NODES, TokenTree, ancestor_bitmask, ancestor_matrix, node_bits, path_to
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Piece",
     "RowControls",
     "RowSettings",
+    "StepObserver",
+    "StepRecord",
     "TokenTree",
     "ancestor_bitmask",
     "ancestor_matrix",
