@@ -88,6 +88,18 @@ def test_a_draft_that_is_the_target_is_always_kept(method: str, temperature: flo
     assert result.stats.acceptance_by_depth == (1.0,) * GAMMA
 
 
+@pytest.mark.parametrize("changes", [{"drafter": "prompt_lookup"}, {"drafter": "early_exit", "exit_layers": 29}])
+def test_drafts_without_a_second_model_leave_the_greedy_answer_as_it_is(
+    changes: dict[str, Any], engine: Engine
+) -> None:
+    prompt = "Copy this line twice: apples from the garden, oranges from the market, bread from the bakery."
+    settings: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 28, "gamma": GAMMA}
+    plain = engine.generate(prompt, method="autoregressive", **settings)
+    result = engine.generate(prompt, verifier="token_rejection", **settings, **changes)
+    assert result.token_ids == plain.token_ids
+    assert result.stats.tokens_per_call > 1.3
+
+
 def test_a_batch_of_different_lengths_answers_as_its_prompts_do_alone(default_pair_paths: PairPaths) -> None:
     engine = Engine.from_pretrained(
         str(default_pair_paths.target), draft=str(default_pair_paths.draft), device="cpu", dtype="float64"

@@ -39,7 +39,7 @@ class PromptLookupDrafter:
         """See `Drafter.draft`; the tree carries `draft_log_probs`."""
         history = self.runner
         starts = find_continuation(history.tokens, history.lengths, self.ngram).unsqueeze(1)
-        places = starts + torch.arange(self.gamma, device=starts.device)
+        places = starts + torch.arange(min(self.gamma, rows.deepest), device=starts.device)
         valid = (starts > 0) & (places < history.lengths.unsqueeze(1))
         tokens = torch.where(valid, history.tokens.gather(1, torch.where(valid, places, 0)), 0)
         self._drafted = tokens

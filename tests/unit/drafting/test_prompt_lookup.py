@@ -81,8 +81,10 @@ def test_proposals_are_certain_and_absent_nodes_are_not_there(gamma: int) -> Non
     assert torch.equal(tree.valid, tree.valid.long().cumprod(1).bool())
 
 
-def test_it_searches_the_whole_text_after_every_iteration() -> None:
-    run = Run(random_table(1, VOCAB, 2), random_table(2, VOCAB), {"method": "mmtad", "drafter": "prompt_lookup"})
+@pytest.mark.parametrize("draft_length", ["fixed", "adaptive"])
+def test_it_searches_the_whole_text_after_every_iteration(draft_length: str) -> None:
+    options = {"method": "mmtad", "drafter": "prompt_lookup", "draft_length": draft_length}
+    run = Run(random_table(1, VOCAB, 2), random_table(2, VOCAB), options)
     decoder = run.decoder()
     texts = [[1, 2], [3], [0, 1, 2, 3, 0]]
     decoder.prefill(texts, [RowSettings(seed=seed, threshold=0.1) for seed in range(3)], [30] * 3)
