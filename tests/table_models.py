@@ -64,7 +64,8 @@ class Run:
         target, draft = TableRunner(self.target), TableRunner(self.draft)
         self.runners = [target, draft]
         options = GenerationOptions(**self.options)
-        return build_decoder(options, target, draft, self.eos, temperature=self.temperature)
+        texts = [letters([token]) for token in range(target.vocab_size)]
+        return build_decoder(options, target, draft, self.eos, temperature=self.temperature, token_texts=lambda: texts)
 
     def generate(
         self,

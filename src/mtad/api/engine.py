@@ -223,6 +223,7 @@ class Engine:
             self.models.draft,
             self._eos_token_ids(options),
             temperature=options.temperature,
+            token_texts=self._token_texts,
         )
         facts = RunFacts(method=options.method, config=self.settings_record(options), gamma=decoder.gamma)
 
@@ -239,6 +240,12 @@ class Engine:
     def _decode(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def _token_texts(self) -> list[str]:
+        """The text of every token by itself."""
+        token_ids = [[token_id] for token_id in range(len(self.tokenizer))]
+        texts: list[str] = self.tokenizer.batch_decode(token_ids, clean_up_tokenization_spaces=False)
+        return texts
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -140,7 +140,13 @@ def _requests(
     """One request a row; the seeds come from torch's generator, as the draws of stock sampling do."""
     prompts = read_prompts(input_ids, attention_mask)
     seeds = [0] * len(prompts) if warp.temperature == 0 else torch.randint(2**62, (len(prompts),)).tolist()
-    warped = RowSettings(temperature=warp.temperature, top_k=warp.top_k, top_p=warp.top_p, threshold=options.threshold)
+    warped = RowSettings(
+        temperature=warp.temperature,
+        top_k=warp.top_k,
+        top_p=warp.top_p,
+        threshold=options.threshold,
+        draft_confidence=options.draft_confidence,
+    )
     limits = AnswerLimits(max_new_tokens=options.max_new_tokens, eos_token_ids=read_eos_token_ids(stopping_criteria))
     return [
         Request(

@@ -118,6 +118,12 @@ class GenerationOptions:
     draft_confidence: float = setting(
         float, 0.0, "stop drafting below a node of lower joint draft probability; 0 never stops", minimum=0, maximum=1
     )
+    strict: tuple[str, ...] = setting(
+        tuple,
+        (),
+        "keep only the target's own tokens inside these spans of the answer: code (fences), json, or OPENER,CLOSER; "
+        "may be given several times",
+    )
     temperature: float | None = setting(float, None, "0 is greedy (model's own, else 1.0)", minimum=0)
     top_k: int | None = setting(int, None, "most likely tokens kept, 0 keeps all (model's own, else 10)", minimum=0)
     top_p: float | None = setting(float, None, "nucleus mass kept (model's own, else 0.9)", above=0, maximum=1)
@@ -131,6 +137,8 @@ class GenerationOptions:
         check_settings(self)
         if any(not text for text in self.stop):
             raise ConfigError("stop must not hold empty text; leave the setting out instead")
+        for kind in self.strict:
+            _check_strict(kind)
         _parse_branching(self.branching)
         if self.uses_beams and self.gamma * self.beam_width > MAX_TREE_NODES:
             raise ConfigError(
@@ -149,6 +157,12 @@ class GenerationOptions:
     def branching_counts(self) -> tuple[int, ...]:
         """`branching` as numbers, root first."""
         return _parse_branching(self.branching)
+
+
+def _check_strict(kind: str) -> None:
+    opener, _, closer = kind.partition(",")
+    if kind not in ("code", "json") and not (opener and closer):
+        raise ConfigError(f"strict must be code, json, or two texts with a comma between, got {kind!r}")
 
 
 def _parse_branching(text: str) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """The loop: draft, score the tree, judge it, keep the path."""
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from mtad.decoding.decoder import Decoder
-from mtad.decoding.draft_length import DraftLength, FixedLength
 from mtad.decoding.outcome import RowOutcome, refusal_probabilities, unwarped_log_probs
+from mtad.decoding.row_policy import RowPolicy
 from mtad.drafting import Drafter, limit_tree
 from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
@@ -25,7 +26,7 @@ class AssistedDecoder(Decoder):
         target: The large model.
         drafter: Proposes trees.
         verifier: Judges them.
-        length: How deep each row drafts; to the drafter's own depth when None.
+        policies: What changes the rows' settings between iterations.
 
     Attributes:
         observer: Is shown every iteration; None shows nothing and costs nothing.
@@ -34,12 +35,12 @@ class AssistedDecoder(Decoder):
     observer: StepObserver | None = None
 
     def __init__(
-        self, target: ModelRunner, drafter: Drafter, verifier: Verifier, length: DraftLength | None = None
+        self, target: ModelRunner, drafter: Drafter, verifier: Verifier, policies: Sequence[RowPolicy] = ()
     ) -> None:
         super().__init__(target, extra_slots=drafter.num_nodes + drafter.gamma, one_hot_at_zero=verifier.is_lossless)
         self.drafter = drafter
         self.verifier = verifier
-        self.length = length or FixedLength()
+        self.policies = tuple(policies)
         self.gamma = drafter.gamma
         # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch.
         if drafter.runner is not None:
@@ -48,12 +49,14 @@ class AssistedDecoder(Decoder):
     def prefill(self, prompts: list[list[int]], settings: list[RowSettings], max_new_tokens: list[int]) -> None:
         """See `Decoder.prefill`."""
         super().prefill(prompts, settings, max_new_tokens)
-        self.length.start(len(prompts))
+        for policy in self.policies:
+            policy.start(len(prompts))
 
     def select_rows(self, rows: list[int]) -> None:
         """See `Decoder.select_rows`."""
         super().select_rows(rows)
-        self.length.select_rows(rows)
+        for policy in self.policies:
+            policy.select_rows(rows)
 
     @torch.inference_mode()
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
@@ -63,7 +66,9 @@ class AssistedDecoder(Decoder):
 
     def _iterate(self, active: Tensor) -> Tensor:
         """One iteration on the device; returns what the host reads, `[batch, 3 * depth + 5]` float64."""
-        rows = self.length.limit(self.rows.at(self.target.lengths.clone()))
+        rows = self.rows.at(self.target.lengths.clone())
+        for policy in self.policies:
+            rows = policy.apply(rows)
         started = perf_counter()
         tree = limit_tree(self.drafter.draft(self.previous, self.pending, rows), rows)
         drafted = perf_counter()
@@ -119,7 +124,8 @@ class AssistedDecoder(Decoder):
                 refusals=row[2 * width + 3 :][: count - 1],
             )
             outcomes.append(outcome if is_active else None)
-        self.length.note([int(row[2 * width]) for row in packed], active)
+        for policy in self.policies:
+            policy.note(outcomes)
         for runner, _ in self._runners:
             runner.note_longest(int(max(row[2 * width + 2] for row in packed)))
         return outcomes

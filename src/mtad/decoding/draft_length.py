@@ -1,50 +1,13 @@
-"""How deep each row drafts: always to gamma, or as deep as its own acceptance pays for."""
+"""How deep each row drafts: as deep as its own acceptance pays for."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
+from mtad.decoding.outcome import RowOutcome
 from mtad.structures.rows import RowControls
 
 _START = 0.8
 _MEMORY = 0.9
 _FORGETTING = 0.98
-
-
-class DraftLength(Protocol):
-    """Sets the depth of every row's next draft."""
-
-    def start(self, num_rows: int) -> None:
-        """Begin a batch."""
-        ...
-
-    def limit(self, rows: RowControls) -> RowControls:
-        """The rows with the limits of the next draft."""
-        ...
-
-    def note(self, accepted: Sequence[int], active: Sequence[bool]) -> None:
-        """Hear how many drafted tokens each row kept."""
-        ...
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Go on with the named rows only, in that order."""
-        ...
-
-
-class FixedLength:
-    """Every row drafts to the drafter's own depth."""
-
-    def start(self, num_rows: int) -> None:
-        """See `DraftLength.start`."""
-
-    def limit(self, rows: RowControls) -> RowControls:
-        """See `DraftLength.limit`."""
-        return rows
-
-    def note(self, accepted: Sequence[int], active: Sequence[bool]) -> None:
-        """See `DraftLength.note`."""
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """See `DraftLength.select_rows`."""
 
 
 class AdaptiveLength:
@@ -69,23 +32,23 @@ class AdaptiveLength:
         self._limits: list[int] = []
 
     def start(self, num_rows: int) -> None:
-        """See `DraftLength.start`."""
+        """See `RowPolicy.start`."""
         self._rates = [[_START] * self.gamma for _ in range(num_rows)]
         self._limits = [self._best_depth(rates) for rates in self._rates]
 
-    def limit(self, rows: RowControls) -> RowControls:
-        """See `DraftLength.limit`."""
+    def apply(self, rows: RowControls) -> RowControls:
+        """See `RowPolicy.apply`."""
         return rows.limited(self._limits)
 
-    def note(self, accepted: Sequence[int], active: Sequence[bool]) -> None:
-        """See `DraftLength.note`."""
-        for row, (kept, is_active) in enumerate(zip(accepted, active, strict=True)):
-            if is_active:
-                self._update(self._rates[row], kept, self._limits[row])
+    def note(self, outcomes: Sequence[RowOutcome | None]) -> None:
+        """See `RowPolicy.note`."""
+        for row, outcome in enumerate(outcomes):
+            if outcome is not None:
+                self._update(self._rates[row], outcome.num_drafted, self._limits[row])
                 self._limits[row] = self._best_depth(self._rates[row])
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """See `DraftLength.select_rows`."""
+        """See `RowPolicy.select_rows`."""
         self._rates = [self._rates[row] for row in rows]
         self._limits = [self._limits[row] for row in rows]
 

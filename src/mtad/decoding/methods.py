@@ -1,5 +1,6 @@
 """Method names become decoders: a drafter, a rule and the loop, or a decoder of their own."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,17 @@ from mtad.config import GenerationOptions
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.beam_sampling import BeamSamplingDecoder
 from mtad.decoding.decoder import Decoder
-from mtad.decoding.draft_length import AdaptiveLength, DraftLength, FixedLength
+from mtad.decoding.draft_length import AdaptiveLength
 from mtad.decoding.joint_beam import JointBeamDecoder
 from mtad.decoding.joint_exact import JointExactDecoder
+from mtad.decoding.row_policy import RowPolicy
+from mtad.decoding.strict_spans import SpanVocabulary, StrictSpans
 from mtad.drafting import DRAFTERS, BeamSampler, DraftShape
 from mtad.errors import ConfigError
 from mtad.models.runner import ModelRunner
-from mtad.verification import VERIFIERS, RuleSettings, Verifier
+from mtad.verification import VERIFIERS, RuleSettings, StrictSpanVerifier, Verifier
+
+TokenTexts = Callable[[], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,10 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
     if base is None:
         if options.drafter or options.verifier:
             raise ConfigError(f"{options.method} takes no drafter or verifier; leave them out or choose another method")
-        if options.draft_length == "adaptive" or options.draft_confidence:
+        if options.draft_length == "adaptive" or options.draft_confidence or options.strict:
             raise ConfigError(
-                f"{options.method} drafts nothing; leave draft_length and draft_confidence out or choose another method"
+                f"{options.method} drafts nothing; leave draft_length, draft_confidence and strict out, "
+                "or choose another method"
             )
         return None
     pair = AssistedMethod(options.drafter or base.drafter, options.verifier or base.verifier)
@@ -117,6 +123,7 @@ def build_decoder(
     eos_token_ids: frozenset[int],
     *,
     temperature: float,
+    token_texts: TokenTexts | None = None,
 ) -> Decoder:
     """The decoder of a method.
 
@@ -126,6 +133,7 @@ def build_decoder(
         draft: The auxiliary model; None where the method needs none.
         eos_token_ids: Tokens that end an answer.
         temperature: Resolved temperature; `mtjd` searches exactly at 0.
+        token_texts: Gives the text of every token by itself; only asked for strict spans.
 
     Raises:
         ConfigError: The method needs a draft model and there is none, or its parts do not fit.
@@ -133,7 +141,7 @@ def build_decoder(
     eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
     pair = resolve_pair(options)
     if pair is not None:
-        return _assisted(pair, options, target, draft, eos)
+        return _assisted(pair, options, target, draft, eos, token_texts)
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
@@ -143,7 +151,12 @@ def build_decoder(
 
 
 def _assisted(
-    pair: AssistedMethod, options: GenerationOptions, target: ModelRunner, draft: ModelRunner | None, eos: Tensor
+    pair: AssistedMethod,
+    options: GenerationOptions,
+    target: ModelRunner,
+    draft: ModelRunner | None,
+    eos: Tensor,
+    token_texts: TokenTexts | None,
 ) -> AssistedDecoder:
     """The common loop with a drafter and a rule; `eos` is `[count]` int64."""
     entry = DRAFTERS[pair.drafter]
@@ -160,10 +173,24 @@ def _assisted(
         lookup_ngram=options.lookup_ngram,
     )
     drafter = entry.build(auxiliary, shape)
-    length: DraftLength = FixedLength()
+    rule = build_rule(pair.verifier, options)
+    policies: list[RowPolicy] = []
     if options.draft_length == "adaptive" and drafter.gamma:
-        length = AdaptiveLength(drafter.gamma, options.draft_level_cost)
-    return AssistedDecoder(target, drafter, build_rule(pair.verifier, options), length)
+        policies.append(AdaptiveLength(drafter.gamma, options.draft_level_cost))
+    if options.strict:
+        vocabulary = _span_vocabulary(options, target, token_texts)
+        policies.append(StrictSpans(vocabulary, options.strict))
+        rule = StrictSpanVerifier(rule, vocabulary.openers)
+    return AssistedDecoder(target, drafter, rule, policies)
+
+
+def _span_vocabulary(options: GenerationOptions, target: ModelRunner, token_texts: TokenTexts | None) -> SpanVocabulary:
+    if token_texts is None:
+        raise ConfigError(
+            "strict spans are found in text, which needs a tokenizer; use mtad.Engine, or leave strict out"
+        )
+    texts = list(token_texts())[: target.vocab_size]
+    return SpanVocabulary.of([*texts, *[""] * (target.vocab_size - len(texts))], options.strict, target.device)
 
 
 def _auxiliary_model(options: GenerationOptions, target: ModelRunner, draft: ModelRunner | None) -> ModelRunner:

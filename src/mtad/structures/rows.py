@@ -30,6 +30,7 @@ class RowControls:
         log_thresholds: Natural log of tau in (0, 1], float32.
         depth_limits: Deepest level drafted, int64.
         log_confidences: Natural log of the joint draft probability that a node needs to have children, float32.
+        is_strict: Rows inside a span that only the target's own tokens may fill, bool.
         max_top_k: Largest of `top_ks`, or 0 when any row keeps all; known on the host.
         has_some_top_k: Whether any row filters by top-k; known on the host.
         has_top_p: Whether any row has `top_ps` below 1; known on the host.
@@ -46,6 +47,7 @@ class RowControls:
     log_thresholds: Tensor
     depth_limits: Tensor
     log_confidences: Tensor
+    is_strict: Tensor
     max_top_k: int
     has_some_top_k: bool
     has_top_p: bool
@@ -103,6 +105,7 @@ class RowControls:
             log_thresholds=column([setting.threshold for setting in settings], torch.float64).log().float(),
             depth_limits=column([MAX_TREE_NODES for _ in settings], torch.int64),
             log_confidences=column([_log(setting.draft_confidence) for setting in settings], torch.float32),
+            is_strict=column([False for _ in settings], torch.bool),
             max_top_k=0 if any(warp.top_k == 0 for warp in warps) else max(warp.top_k for warp in warps),
             has_some_top_k=any(warp.top_k > 0 for warp in warps),
             has_top_p=any(warp.top_p < 1 for warp in warps),

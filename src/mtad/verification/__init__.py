@@ -10,6 +10,7 @@ from mtad.verification.joint import JointVerifier
 from mtad.verification.joint_expected import JointExpectedVerifier
 from mtad.verification.joint_own_path import JointOwnPathVerifier
 from mtad.verification.settings import RuleSettings
+from mtad.verification.strict_spans import StrictSpanVerifier
 from mtad.verification.threshold import ThresholdVerifier
 from mtad.verification.token_rejection import TokenRejectionVerifier
 from mtad.verification.traversal import TraversalVerifier
@@ -41,6 +42,7 @@ __all__ = [
     "JointOwnPathVerifier",
     "JointVerifier",
     "RuleSettings",
+    "StrictSpanVerifier",
     "TargetOnly",
     "ThresholdVerifier",
     "TokenRejectionVerifier",

@@ -17,6 +17,7 @@ from mtad.errors import ConfigError
 
 SETTINGS = [(config, item) for config in (ModelOptions, GenerationOptions) for item in setting_fields(config)]
 SPECIAL_VALUES: dict[str, Any] = {
+    "strict": ("code", "a,b"),
     "method": "speculative",
     "drafter": "chain",
     "verifier": "token_rejection",

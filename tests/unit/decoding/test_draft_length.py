@@ -10,6 +10,7 @@ from tests.unit.decoding.test_batching import check_same, random_batch
 from mtad.config import GenerationOptions
 from mtad.decoding import resolve_pair
 from mtad.decoding.draft_length import AdaptiveLength
+from mtad.decoding.outcome import RowOutcome
 from mtad.errors import ConfigError
 from mtad.structures import RowSettings
 
@@ -88,14 +89,18 @@ def test_an_unsure_draft_calls_its_model_less(monkeypatch: pytest.MonkeyPatch) -
         assert not calls, way
 
 
+def kept(count: int) -> RowOutcome:
+    return RowOutcome(tokens=[], num_drafted=count, log_probs=[], joint_log_ratio=0.0, target_calls=1)
+
+
 def test_the_depth_follows_what_was_kept() -> None:
     length = AdaptiveLength(5, 0.2)
     length.start(1)
     for _ in range(40):
-        length.note([0], [True])
+        length.note([kept(0)])
     assert length._limits == [1]
     for _ in range(60):
-        length.note([length._limits[0]], [True])
+        length.note([kept(length._limits[0])])
     assert length._limits == [5]
 
 
@@ -103,7 +108,7 @@ def test_idle_rows_learn_nothing_and_rows_keep_their_own_past() -> None:
     length = AdaptiveLength(4, 0.1)
     length.start(3)
     for _ in range(30):
-        length.note([0, 0, length._limits[2]], [True, False, True])
+        length.note([kept(0), None, kept(length._limits[2])])
     before = list(length._limits)
     assert before[0] < before[1] <= before[2]
     length.select_rows([2, 0])
