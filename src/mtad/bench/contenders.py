@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtad.config import METHOD_NAMES, VERIFIER_NAMES, GenerationOptions, Setting, replace_settings, setting_fields
-from mtad.decoding import build_rule, fitting_drafters, resolve_pair
+from mtad.decoding import build_rule, check_rule_options, fitting_drafters, resolve_pair
 from mtad.errors import ConfigError
 from mtad.results.comparison import BASELINE
 
@@ -59,7 +59,7 @@ def _parse(word: str, base: GenerationOptions) -> Contender:
     name, _, settings = word.partition(":")
     changes = _settings(settings, word) | _parts(name, word)
     options = replace_settings(base, changes, word)
-    resolve_pair(options)
+    check_rule_options(options, changes)
     return Contender(word, options)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
         check_trace_path(options.trace)
         check_traceable(generation)
-    engine = load_engine(models, generation, color=options.color)
+    engine = load_engine(models, generation, color=options.color, given=vars(options))
 
     from mtad.api import PromptFormat
 
@@ -84,7 +84,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def load_engine(
-    models: ModelOptions, generation: GenerationOptions, *, color: str, keeps_draft: bool = False
+    models: ModelOptions,
+    generation: GenerationOptions,
+    *,
+    color: str,
+    given: Collection[str] = (),
+    keeps_draft: bool = False,
 ) -> "Engine":
     """Load the models that the method needs.
 
@@ -92,6 +97,7 @@ def load_engine(
         models: Which models.
         generation: The method; what does not fit together is reported before anything is loaded.
         color: Of the notice that loading takes a while: `auto`, `always` or `never`.
+        given: Settings that were given as flags; a dial of another rule among them is refused.
         keeps_draft: Load the draft even for a method that needs none.
 
     Raises:
@@ -100,10 +106,11 @@ def load_engine(
     note(f"loading {models.target} ...", color)
 
     from mtad.api import Engine
-    from mtad.decoding import needs_draft_model
+    from mtad.decoding import check_rule_options, needs_draft_model
     from mtad.models.loading import load_models
     from mtad.models.pairs import KNOWN_PAIRS
 
+    check_rule_options(generation, given)
     needs_draft = needs_draft_model(generation)
     if needs_draft and models.draft is None and models.target not in KNOWN_PAIRS:
         raise ConfigError(

@@ -6,6 +6,7 @@ from mtad.decoding.generation import Request, generate_pieces
 from mtad.decoding.methods import (
     build_decoder,
     build_rule,
+    check_rule_options,
     exit_layers,
     fitting_drafters,
     needs_draft_model,
@@ -20,6 +21,7 @@ __all__ = [
     "RunFacts",
     "build_decoder",
     "build_rule",
+    "check_rule_options",
     "check_traceable",
     "exit_layers",
     "fitting_drafters",

@@ -1,12 +1,12 @@
 """Method names become decoders: a drafter, a rule and the loop, or a decoder of their own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtad.config import GenerationOptions
+from mtad.config import RULE_OPTIONS, GenerationOptions
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.beam_sampling import BeamSamplingDecoder
 from mtad.decoding.decoder import Decoder
@@ -94,6 +94,26 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
             f"use {' or '.join(_fitting(rule))}"
         )
     return pair
+
+
+def check_rule_options(options: GenerationOptions, given: Collection[str]) -> None:
+    """Refuse a rule's dial that was set for another rule.
+
+    Args:
+        options: The method, or its parts.
+        given: Names of the settings that the caller chose himself.
+
+    Raises:
+        ConfigError: The first dial that the rule does not read.
+    """
+    pair = resolve_pair(options)
+    own = RULE_OPTIONS.get(pair.verifier, ()) if pair is not None else ()
+    for names in RULE_OPTIONS.values():
+        for name in names:
+            if name in given and name not in own:
+                readers = " or ".join(other for other, dials in RULE_OPTIONS.items() if name in dials)
+                judge = f"verifier {pair.verifier}" if pair is not None else f"method {options.method}"
+                raise ConfigError(f"{name} is a dial of {readers}, got {judge}; leave it out or choose another rule")
 
 
 def fitting_drafters(verifier: str) -> list[str]:

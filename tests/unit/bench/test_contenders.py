@@ -46,6 +46,8 @@ def test_a_contender_named_twice_runs_once() -> None:
         ("mmtad@beam", "unknown rule 'mmtad'"),
         ("joint@bean", "drafter must be one of"),
         ("block@beam_tree", "use drafter chain"),
+        ("block:threshold=0.9", "threshold is a dial of joint"),
+        ("beam_sampling:typical_delta=0.1", "typical_delta is a dial of typical, got method beam_sampling"),
         ("joint:threshold", "expected SETTING=VALUE"),
         ("joint:threshold=2", "threshold must be a number > 0 and <= 1, got 2"),
         ("joint:gamma=two", "gamma must be a whole number"),

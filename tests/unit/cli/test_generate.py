@@ -132,6 +132,13 @@ def test_only_methods_that_draft_load_a_draft(
         (["--prompts-file", "no/such.txt"], None, ["no/such.txt", "No such file or directory"]),
         (["hi", "--json", "--stream"], None, ["got both --stream and --json"]),
         (["hi", "--method", "mtjd", "--drafter", "chain"], None, ["mtjd takes no drafter"]),
+        (
+            ["hi", "--typical-delta", "0.2"],
+            None,
+            ["typical_delta is a dial of typical, got verifier joint; leave it out"],
+        ),
+        (["hi", "--verifier", "block", "--drafter", "chain", "--threshold", "0.2"], None, ["got verifier block"]),
+        (["hi", "--method", "mtjd", "--threshold", "0.2"], None, ["threshold is a dial of", "got method mtjd"]),
         (["hi", "--target", "./model"], None, ["method mmtad needs a draft model; name one with --draft"]),
     ],
 )
