@@ -13,7 +13,7 @@ from mtad.decoding import AnswerLimits, Decoder, Request, RunFacts, build_decode
 from mtad.models.table import TableRunner
 from mtad.structures import GenerationResult, RowControls, RowSettings
 
-ALL_METHODS = ("autoregressive", "speculative", "mtad", "mmtad", "beam_sampling", "mtjd")
+ALL_METHODS = ("autoregressive", "speculative", "mtad", "mmtad", "beam_sampling", "dynamic_beam", "mtjd")
 
 
 def random_table(seed: int, vocab: int, order: int = 1, scale: float = 1.5) -> torch.Tensor:

@@ -48,6 +48,8 @@ def _decode(options: GenerationOptions, temperature: float, device: str) -> list
         {"method": "mmtad"},
         {"method": "mmtad", "draw": "gumbel"},
         {"method": "beam_sampling"},
+        {"method": "dynamic_beam"},
+        {"method": "dynamic_beam", "draw": "gumbel"},
         {"method": "mtjd", "gamma": 2},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),

@@ -73,7 +73,8 @@ def custom_generate(  # noqa: PLR0913 - transformers reads the names of its extr
         streamer: Receives the tokens of a single prompt.
         assistant_model: The draft.
         draft_model: The same, and comes first.
-        mtad_method: `mmtad` (default), `mtad`, `speculative`, `autoregressive`, `beam_sampling` or `mtjd`.
+        mtad_method: `mmtad` (default), `mtad`, `speculative`, `autoregressive`, `beam_sampling`,
+            `dynamic_beam` or `mtjd`.
         gamma: Tokens drafted per iteration.
         beam_width: Beams of the draft.
         threshold: tau in (0, 1].

@@ -6,7 +6,7 @@ from typing import Literal
 from mtad.config.fields import check_settings, setting
 from mtad.errors import ConfigError
 
-METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "mtjd")
+METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "dynamic_beam", "mtjd")
 DRAFTER_NAMES = ("none", "chain", "beam", "beam_tree", "branching_tree", "dynamic_tree", "prompt_lookup", "early_exit")
 VERIFIER_NAMES = (
     "target_only",
@@ -86,6 +86,13 @@ class GenerationOptions:
     rollback_threshold: float = setting(
         float, 5.0, "big_little: a token is kept while -log p is at most this; higher keeps more", minimum=0
     )
+    beam_acceptance: float = setting(
+        float,
+        0.9,
+        "dynamic_beam: a layer keeps the most beams that drafts fill with this probability; 0 keeps the whole width",
+        minimum=0,
+        maximum=1,
+    )
     branching: str = setting(str, "4,2,2", "branching_tree: children of every node by depth, at most 64 nodes in all")
     siblings: Literal["with_replacement", "without_replacement"] = setting(
         str,
@@ -151,7 +158,7 @@ class GenerationOptions:
         """Whether the method drafts with beams, which fill gamma * beam_width tree nodes."""
         if self.drafter is not None:
             return self.drafter in ("beam", "beam_tree", "dynamic_tree")
-        return self.method in ("mmtad", "mtad", "mtjd")
+        return self.method in ("mmtad", "mtad", "dynamic_beam", "mtjd")
 
     @property
     def branching_counts(self) -> tuple[int, ...]:

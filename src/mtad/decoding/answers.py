@@ -66,13 +66,13 @@ class AnswerBuilder:
         start = len(self._token_ids)
         segments: list[tuple[str, Provenance]] = []
         for index, (token, log_prob) in enumerate(zip(outcome.tokens, outcome.log_probs, strict=True)):
-            origin: Provenance = "drafted" if index < outcome.num_drafted else "target"
+            origin: Provenance = "drafted" if outcome.is_drafted(index) else "target"
             self._add_token(token, origin, log_prob, segments)
             if self.is_finished:
                 break
         num_new = len(self._token_ids) - start
         self._target_calls += outcome.target_calls
-        self._accepted.append(min(outcome.num_drafted, num_new))
+        self._accepted.append(min(outcome.num_drafted, num_new) if outcome.from_draft is None else outcome.num_drafted)
         self._refusals += outcome.refusals[:num_new]
         self._ratios.append(outcome.joint_log_ratio)
         return self._piece(start, segments)

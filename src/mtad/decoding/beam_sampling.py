@@ -63,8 +63,7 @@ class BeamSamplingDecoder(Decoder):
             flat = (index.unsqueeze(1) * width + torch.arange(width, device=index.device)).flatten()
             self.target.select_rows(flat)
             self.pending = self.pending[flat]
-            names = ("tokens", "origins", "weights", "joint", "finished", "carried")
-            self._beams = Beams(**{name: getattr(self._beams, name)[index] for name in names})
+            self._beams = self._beams.select(index)
         self._tokens, self._log_probs = self._tokens[index], self._log_probs[index]
         self.rows, self.row_ids = self.rows.select(index), self.row_ids[index]
         self._limits = [self._limits[row] for row in rows]

@@ -11,6 +11,7 @@ from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.beam_sampling import BeamSamplingDecoder
 from mtad.decoding.decoder import Decoder
 from mtad.decoding.draft_length import AdaptiveLength
+from mtad.decoding.dynamic_beam import DynamicBeamDecoder
 from mtad.decoding.joint_beam import JointBeamDecoder
 from mtad.decoding.joint_exact import JointExactDecoder
 from mtad.decoding.row_policy import RowPolicy
@@ -42,8 +43,10 @@ ASSISTED_METHODS: dict[str, AssistedMethod] = {
 def needs_draft_model(options: GenerationOptions) -> bool:
     """Whether the method wants an auxiliary model beside the target."""
     pair = resolve_pair(options)
-    if pair is None or options.exit_layers is not None:
+    if options.exit_layers is not None:
         return False
+    if pair is None:
+        return options.method == "dynamic_beam"
     return DRAFTERS[pair.drafter].needs_model and not DRAFTERS[pair.drafter].exits_early
 
 
@@ -64,7 +67,7 @@ def exit_layers(options: GenerationOptions, target: ModelRunner) -> int | None:
 
 
 def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
-    """Drafter and rule of a method, with the options' own choices put in; None for methods of the target alone.
+    """Drafter and rule of a method, with the options' own choices put in; None for those that take none.
 
     Raises:
         ConfigError: A rule that cannot judge the drafter's trees, or parts for a method that takes none.
@@ -75,7 +78,7 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
             raise ConfigError(f"{options.method} takes no drafter or verifier; leave them out or choose another method")
         if options.draft_length == "adaptive" or options.draft_confidence or options.strict:
             raise ConfigError(
-                f"{options.method} drafts nothing; leave draft_length, draft_confidence and strict out, "
+                f"{options.method} takes no adaptive draft_length, draft_confidence or strict; leave them out "
                 "or choose another method"
             )
         return None
@@ -107,6 +110,10 @@ def check_rule_options(options: GenerationOptions, given: Collection[str]) -> No
         ConfigError: The first dial that the rule does not read.
     """
     pair = resolve_pair(options)
+    if "beam_acceptance" in given and options.method != "dynamic_beam":
+        raise ConfigError(
+            f"beam_acceptance is a dial of method dynamic_beam, got method {options.method}; leave it out"
+        )
     own = RULE_OPTIONS.get(pair.verifier, ()) if pair is not None else ()
     for names in RULE_OPTIONS.values():
         for name in names:
@@ -165,6 +172,9 @@ def build_decoder(
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
+    if options.method == "dynamic_beam":
+        auxiliary = _auxiliary_model(options, target, draft)
+        return DynamicBeamDecoder(target, auxiliary, options.gamma, sampler, options.beam_acceptance)
     if temperature == 0:
         return JointExactDecoder(target, options.gamma, eos_token_ids, options.search_budget)
     return JointBeamDecoder(target, options.gamma, sampler)

@@ -15,12 +15,13 @@ class RowOutcome:
 
     Attributes:
         tokens: New token ids, kept draft first; may be empty for methods that answer at the end.
-        num_drafted: Leading tokens that came from the draft.
+        num_drafted: Leading tokens that came from the draft; with `from_draft`, levels of drafted beams kept.
         log_probs: Natural log-probability of each token under the unwarped temperature-1 target.
         joint_log_ratio: log P - log Q of the kept path, 0 when nothing was kept.
         target_calls: Decode calls of the target the row took part in.
         refusals: Probability that token-by-token rejection would have refused each drafted token; see
             `refusal_probabilities`.
+        from_draft: Whether each token came from the draft, for methods that draft but answer at the end.
     """
 
     tokens: list[int]
@@ -29,6 +30,11 @@ class RowOutcome:
     joint_log_ratio: float
     target_calls: int
     refusals: list[float] = field(default_factory=list)
+    from_draft: list[bool] | None = None
+
+    def is_drafted(self, index: int) -> bool:
+        """Whether the token at `index` came from the draft."""
+        return index < self.num_drafted if self.from_draft is None else self.from_draft[index]
 
 
 @dataclass(slots=True)

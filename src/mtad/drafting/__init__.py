@@ -7,10 +7,11 @@ from torch import Tensor
 
 from mtad.drafting.base import Drafter, NoDrafter
 from mtad.drafting.beam import BeamDrafter, assemble_tree
-from mtad.drafting.beams import Beams, BeamSampler, Draw
+from mtad.drafting.beams import Beams, BeamSampler, Draw, unwarped_steps
 from mtad.drafting.branching_tree import BranchingTreeDrafter
 from mtad.drafting.chain import ChainDrafter, chain_tree
 from mtad.drafting.dynamic_tree import DynamicTreeDrafter
+from mtad.drafting.forest import BeamFront, Forest, ForestDrafter, ForestLevel, logits_of_roots, repeat_tree
 from mtad.drafting.limits import limit_tree
 from mtad.drafting.prompt_lookup import PromptLookupDrafter
 from mtad.models.runner import ModelRunner
@@ -155,6 +156,7 @@ DRAFTERS: dict[str, DrafterEntry] = {
 __all__ = [
     "DRAFTERS",
     "BeamDrafter",
+    "BeamFront",
     "BeamSampler",
     "Beams",
     "BranchingTreeDrafter",
@@ -163,9 +165,15 @@ __all__ = [
     "Drafter",
     "DrafterEntry",
     "DynamicTreeDrafter",
+    "Forest",
+    "ForestDrafter",
+    "ForestLevel",
     "NoDrafter",
     "PromptLookupDrafter",
     "assemble_tree",
     "chain_tree",
     "limit_tree",
+    "logits_of_roots",
+    "repeat_tree",
+    "unwarped_steps",
 ]

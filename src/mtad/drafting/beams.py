@@ -43,6 +43,11 @@ class Beams:
         certain = nothing.to(logits.dtype if logits.dtype == torch.float64 else torch.float32)
         return cls(nothing, nothing, certain, certain, nothing.bool(), nothing.bool())
 
+    def select(self, rows: Tensor) -> "Beams":
+        """What the next depth needs of the named rows, `[kept]` int64."""
+        names = ("tokens", "origins", "weights", "joint", "finished", "carried")
+        return Beams(**{name: getattr(self, name)[rows] for name in names})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamSampler:
@@ -72,8 +77,7 @@ class BeamSampler:
             rows: Settings and positions of the rows.
             depth: Depth of the new beams, which counts the draws.
         """
-        candidates = warp_candidates(logits, rows, num_best=self.width if self.draw == "top" else None)
-        log_probs, token_ids = carry_finished(beams, candidates)
+        log_probs, token_ids = self.candidates(beams, logits, rows)
         log_weights = (beams.weights.unsqueeze(-1) + log_probs).flatten(1)
         picks = self._draw(log_weights, rows, depth)
         is_missing = picks < 0
@@ -90,8 +94,13 @@ class BeamSampler:
             joint=beams.joint.gather(1, origins) + step,
             finished=carried | torch.isin(tokens, self.eos_token_ids),
             carried=carried,
-            unwarped=_unwarped(logits, origins, tokens, carried) if self.keeps_unwarped else None,
+            unwarped=unwarped_steps(logits, origins, tokens, carried) if self.keeps_unwarped else None,
         )
+
+    def candidates(self, beams: Beams, logits: Tensor, rows: RowControls) -> tuple[Tensor, Tensor]:
+        """Warped natural log-probabilities and tokens of what may follow each beam, `[batch, beams, kept]` each."""
+        best = warp_candidates(logits, rows, num_best=self.width if self.draw == "top" else None)
+        return carry_finished(beams, best)
 
     def _draw(self, log_weights: Tensor, rows: RowControls, depth: int) -> Tensor:
         """Indices of `width` candidates, `[batch, width]`; -1 where none is left."""
@@ -117,7 +126,8 @@ def carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor
     return log_probs, token_ids
 
 
-def _unwarped(logits: Tensor, origins: Tensor, tokens: Tensor, carried: Tensor) -> Tensor:
+def unwarped_steps(logits: Tensor, origins: Tensor, tokens: Tensor, carried: Tensor) -> Tensor:
+    """Temperature-1 natural log-probability of each beam's newest token, 0 where it is carried, `[batch, width]`."""
     scores = logits if logits.dtype == torch.float64 else logits.float()
     rows = torch.arange(len(logits), device=logits.device).unsqueeze(1)
     drawn = scores[rows, origins, tokens] - scores.logsumexp(-1).gather(1, origins)

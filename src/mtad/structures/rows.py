@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mtad.structures.tree import MAX_TREE_NODES
+
+_Noun = TypeVar("_Noun")
 
 LOWEST_TEMPERATURE = 1e-6
 """Below this, float32 logits cannot be told apart, and dividing by it would overflow."""
@@ -136,3 +138,23 @@ class RowSettings:
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
+
+
+def merge_rows(is_ours: Tensor, ours: _Noun, theirs: _Noun) -> _Noun:
+    """`ours` in the rows where `is_ours` holds, `theirs` elsewhere.
+
+    Args:
+        is_ours: `[batch]` bool.
+        ours: A dataclass of tensors that lead with the batch, of such dataclasses, or of None.
+        theirs: Another of the same type; a field that is None in either is None in the result.
+    """
+
+    def merged(our: Any, their: Any) -> Any:
+        if our is None or their is None:
+            return None
+        if isinstance(our, Tensor):
+            return torch.where(is_ours.view(-1, *[1] * (our.dim() - 1)), our, their)
+        return merge_rows(is_ours, our, their)
+
+    values = {item.name: merged(getattr(ours, item.name), getattr(theirs, item.name)) for item in fields(ours)}  # type: ignore[arg-type]
+    return type(ours)(**values)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from mtad.verification.base import TargetOnly, Verifier
+from mtad.verification.beam_layer import BeamLayer, BeamLayerVerifier
 from mtad.verification.big_little import BigLittleVerifier
 from mtad.verification.block import BlockVerifier
 from mtad.verification.exact_match import ExactMatchVerifier
@@ -35,6 +36,8 @@ VERIFIERS: dict[str, Callable[[RuleSettings], Verifier]] = {
 
 __all__ = [
     "VERIFIERS",
+    "BeamLayer",
+    "BeamLayerVerifier",
     "BigLittleVerifier",
     "BlockVerifier",
     "ExactMatchVerifier",

@@ -138,6 +138,7 @@ def test_only_methods_that_draft_load_a_draft(
             ["typical_delta is a dial of typical, got verifier joint; leave it out"],
         ),
         (["hi", "--verifier", "block", "--drafter", "chain", "--threshold", "0.2"], None, ["got verifier block"]),
+        (["hi", "--beam-acceptance", "0.2"], None, ["beam_acceptance is a dial of method dynamic_beam"]),
         (["hi", "--method", "mtjd", "--threshold", "0.2"], None, ["threshold is a dial of", "got method mtjd"]),
         (["hi", "--target", "./model"], None, ["method mmtad needs a draft model; name one with --draft"]),
     ],

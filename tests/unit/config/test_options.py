@@ -84,7 +84,13 @@ def test_the_bounds_themselves_are_allowed(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"method": "mmtad"}, {"method": "mtad"}, {"method": "mtjd"}, {"method": "speculative", "drafter": "beam"}],
+    [
+        {"method": "mmtad"},
+        {"method": "mtad"},
+        {"method": "mtjd"},
+        {"method": "dynamic_beam"},
+        {"method": "speculative", "drafter": "beam"},
+    ],
 )
 def test_a_beam_tree_must_fit_its_nodes(options: dict[str, Any]) -> None:
     GenerationOptions(gamma=8, beam_width=8, **options)

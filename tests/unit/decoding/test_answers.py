@@ -1,6 +1,7 @@
 """Bookkeeping of one answer: where it ends, who wrote what, and what it cost."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from tests.table_models import letters
@@ -127,6 +128,17 @@ def test_a_method_that_answers_at_the_end_counts_every_call() -> None:
     assert result.stats.target_calls == 2
     assert result.stats.acceptance_by_depth == ()
     assert result.provenance == ("target", "target")
+
+
+def test_a_method_that_drafts_and_answers_at_the_end_counts_its_levels() -> None:
+    answer = builder()
+    waiting = replace(undrafted([], [], 1), num_drafted=2, from_draft=[])
+    answer.take(waiting)
+    answer.take(replace(waiting, tokens=[0, 1], log_probs=[-1.0, -2.0], num_drafted=0, from_draft=[False, True]))
+    result = finish(answer, gamma=2)
+    assert result.provenance == ("target", "drafted")
+    assert result.accepted_lengths == (2, 0)
+    assert result.stats.acceptance_by_depth == (0.5, 0.5)
 
 
 def test_a_cancelled_answer_keeps_what_it_has() -> None:

@@ -1,5 +1,7 @@
 """A row of a batch is the row alone, whatever it shares the batch with and whoever leaves."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tests.table_models import ALL_METHODS, Run, random_table
@@ -7,12 +9,13 @@ from tests.table_models import ALL_METHODS, Run, random_table
 from mtad.structures import GenerationResult, RowSettings
 
 VOCAB = 5
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "autoregressive": {},
     "speculative": {"gamma": 3},
     "mtad": {"gamma": 4, "beam_width": 3},
     "mmtad": {"gamma": 3, "beam_width": 4},
     "beam_sampling": {"beam_width": 3},
+    "dynamic_beam": {"gamma": 3, "beam_width": 3, "beam_acceptance": 0.7},
     "mtjd": {"gamma": 3, "beam_width": 2},
 }
 
@@ -72,7 +75,7 @@ def test_a_greedy_row_of_a_batch_is_the_row_alone(method: str) -> None:
         check_batch(run, seed, temperature=0.0)
 
 
-@pytest.mark.parametrize("method", ["autoregressive", "speculative", "mtad", "mmtad", "beam_sampling"])
+@pytest.mark.parametrize("method", ["autoregressive", "speculative", "mtad", "mmtad", "beam_sampling", "dynamic_beam"])
 def test_greedy_and_sampled_rows_share_a_batch(method: str) -> None:
     tables = random_table(3, VOCAB, 2), random_table(4, VOCAB, 2)
     run = Run(*tables, {"method": method, "draw": "gumbel", **SHAPES[method]})

@@ -116,9 +116,9 @@ def test_idle_rows_learn_nothing_and_rows_keep_their_own_past() -> None:
 
 
 def test_methods_without_a_draft_take_no_length() -> None:
-    with pytest.raises(ConfigError, match="mtjd drafts nothing"):
+    with pytest.raises(ConfigError, match="mtjd takes no adaptive draft_length"):
         resolve_pair(GenerationOptions(method="mtjd", draft_length="adaptive"))
-    with pytest.raises(ConfigError, match="beam_sampling drafts nothing"):
+    with pytest.raises(ConfigError, match="beam_sampling takes no adaptive draft_length"):
         resolve_pair(GenerationOptions(method="beam_sampling", draft_confidence=0.1))
 
 

@@ -9,6 +9,7 @@ from mtad.config import METHOD_NAMES, GenerationOptions
 from mtad.decoding import build_decoder, needs_draft_model, resolve_pair
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.beam_sampling import BeamSamplingDecoder
+from mtad.decoding.dynamic_beam import DynamicBeamDecoder
 from mtad.decoding.joint_beam import JointBeamDecoder
 from mtad.decoding.joint_exact import JointExactDecoder
 from mtad.drafting import DRAFTERS
@@ -32,6 +33,7 @@ def build(temperature: float = 1.0, draft: TableRunner | None = MODEL, **options
         ("mtad", 0.0, AssistedDecoder),
         ("mmtad", 1.0, AssistedDecoder),
         ("beam_sampling", 0.0, BeamSamplingDecoder),
+        ("dynamic_beam", 0.0, DynamicBeamDecoder),
         ("mtjd", 1.0, JointBeamDecoder),
         ("mtjd", 0.0, JointExactDecoder),
     ],
@@ -63,6 +65,7 @@ def test_a_missing_draft_is_an_error_where_one_is_needed(method: str) -> None:
         ({"verifier": "token_rejection"}, "verifier token_rejection needs tokens drawn from distributions"),
         ({"drafter": "beam", "verifier": "token_rejection"}, "use drafter chain"),
         ({"method": "mtjd", "drafter": "beam"}, "mtjd takes no drafter or verifier"),
+        ({"method": "dynamic_beam", "verifier": "joint"}, "dynamic_beam takes no drafter or verifier"),
         ({"method": "beam_sampling", "verifier": "joint"}, "beam_sampling takes no drafter or verifier"),
     ],
 )

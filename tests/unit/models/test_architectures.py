@@ -18,7 +18,7 @@ from mtad.structures import GenerationResult, RowSettings, TokenTree, ancestor_b
 TOLERANCES = {"gemma2": 1e-5}
 PARENTS = ((-1, -1, 0, 0, 1, 2, 3), (-1, -1, 1, 0, 0, 4, 3))
 DEPTHS = (1, 1, 2, 2, 2, 3, 3)
-METHODS = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "mtjd")
+METHODS = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "dynamic_beam", "mtjd")
 
 
 def make_runner(name: str, seed: int = 0, **changes: Any) -> TransformersRunner:
@@ -158,7 +158,11 @@ def test_reported_log_probs_equal_a_fresh_forward(name: str) -> None:
 BATCH_CASES = [
     *[(method, 0.0, "top") for method in METHODS],
     *[(method, 1.0, "top") for method in METHODS],
-    *[(method, 1.0, draw) for method in ("mmtad", "mtad", "beam_sampling", "mtjd") for draw in ("gumbel", "sample")],
+    *[
+        (method, 1.0, draw)
+        for method in ("mmtad", "mtad", "beam_sampling", "dynamic_beam", "mtjd")
+        for draw in ("gumbel", "sample")
+    ],
 ]
 
 

@@ -1,12 +1,15 @@
 """Per-row settings on the device."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from tests.table_models import controls
+from torch import Tensor
 
 from mtad.structures import RowSettings
+from mtad.structures.rows import merge_rows
 
 MIXED = (
     RowSettings(seed=3, temperature=0.5, top_k=4, top_p=0.9, threshold=1.0),
@@ -53,3 +56,24 @@ def test_select_and_at_keep_everything_else() -> None:
     assert rows.positions.tolist() == [7, 5]
     assert rows.top_ks.tolist() == [0, 4]
     assert rows.has_top_p
+
+
+@dataclass
+class Inner:
+    first: Tensor
+    second: Tensor | None = None
+
+
+@dataclass
+class Outer:
+    inner: Inner
+    last: Tensor
+
+
+def test_nouns_are_merged_row_by_row() -> None:
+    ours = Outer(Inner(torch.zeros(3, 2), torch.ones(3)), torch.tensor([1, 2, 3]))
+    theirs = Outer(Inner(torch.ones(3, 2)), torch.tensor([7, 8, 9]))
+    merged = merge_rows(torch.tensor([True, False, True]), ours, theirs)
+    assert merged.inner.first.tolist() == [[0, 0], [1, 1], [0, 0]]
+    assert merged.inner.second is None
+    assert merged.last.tolist() == [1, 8, 3]
