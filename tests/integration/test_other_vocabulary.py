@@ -32,11 +32,11 @@ def test_a_shuffled_draft_gives_the_tokens_of_the_plain_one(
     assert vocabulary is not None
     assert vocabulary.num_shared == vocabulary.num_tokens == 49_152
     for method in ("mmtad", "speculative"):
-        expected = engine.generate(PROMPTS, method=method, **SETTINGS)
-        got = shuffled.generate(PROMPTS, method=method, **SETTINGS)
+        settings = SETTINGS | {"method": method, "max_new_tokens": 16}
+        expected, got = (pair.generate(PROMPTS, **settings) for pair in (engine, shuffled))
         assert [result.token_ids for result in got] == [result.token_ids for result in expected]
         assert [result.accepted_lengths for result in got] == [result.accepted_lengths for result in expected]
-        assert sum(map(sum, (result.accepted_lengths for result in got))) >= 5
+        assert sum(map(sum, (result.accepted_lengths for result in got))) >= 3
         assert got[0].config["models"]["match_vocabularies"] == "intersection"
         assert expected[0].config["models"]["match_vocabularies"] == "exact"
 

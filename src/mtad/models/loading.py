@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -96,7 +96,7 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
         device=str(target_runner.device),
         dtype=dtype_name(dtype),
         draft=draft_name or options.draft,
-        match_vocabularies="exact" if vocabulary is None else "intersection",
+        match_vocabularies=options.match_vocabularies if draft_source is None else _matched(vocabulary),
     )
     return LoadedModels(
         target=target_runner,
@@ -148,6 +148,10 @@ def _match(
         return None
     widths = (_width(configs[0]), _width(configs[1]))
     return match_draft(tokenizer, target, draft, widths, may_differ=options.match_vocabularies == "intersection")
+
+
+def _matched(vocabulary: VocabularyMap | None) -> Literal["exact", "intersection"]:
+    return "exact" if vocabulary is None else "intersection"
 
 
 def _width(config: Any) -> int:

@@ -5,16 +5,19 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.unit.cli.conftest import RunCommand, Terminal, only_sentence
 
 from mtad.api import Engine
 from mtad.cli.main import main
 from mtad.config import ModelOptions
 from mtad.errors import CapacityError
+from mtad.models.intersection import VocabularyMap
 
 SHORT = ("--max-new-tokens", "12", "--gamma", "3", "--beam-width", "2", "--ignore-eos")
 KEYS = {
@@ -243,6 +246,19 @@ def test_an_interrupted_batch_shows_every_row_it_began(
         (1, "cancelled"),
         (2, "cancelled"),
     ]
+
+
+def test_a_draft_with_another_vocabulary_is_announced(
+    command: RunCommand, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.tensor([0, -1, 2])
+    models = replace(engine.models, vocabulary=VocabularyMap(draft_ids=ids, fed_ids=ids, num_tokens=3))
+    monkeypatch.setattr("mtad.models.loading.load_models", lambda *_, **__: models)
+    assert "vocabulary" not in command("generate", "tell me", *SHORT).err
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    command("generate", "tell me", "--color", "never", *SHORT)
+    assert "the draft has another vocabulary and drafts only 2 of the target's 3 tokens\n" in terminal.getvalue()
 
 
 def test_an_interrupt_while_loading_is_short(

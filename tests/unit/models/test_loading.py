@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def test_a_pair_is_loaded_and_its_options_are_resolved(
 def test_the_draft_is_left_out_when_nobody_wants_it(target: Path, draft: Path) -> None:
     options = ModelOptions(target=str(target), draft=str(draft), device="cpu")
     assert load_models(options, wants_draft=False).draft is None
+    asked = replace(options, match_vocabularies="intersection")
+    assert load_models(asked, wants_draft=False).options.match_vocabularies == "intersection"
     assert load(target).draft is None
 
 
