@@ -26,8 +26,8 @@ EXAMPLES = """examples:
   mtad replay run.arrow --rule all --json
 
 Every step is judged in the state that the recorded run had reached. `same` is the
-share of steps decided as recorded. `on policy` is the share of steps that the
-rule itself would have reached: behind the first other decision of an answer its
+share of steps decided as recorded. `on policy` counts the steps that the rule
+itself would have reached: behind the first other decision of an answer its
 own text would go on differently, so the rest of that answer is only an estimate.
 """
 
@@ -165,7 +165,7 @@ def _cells(label: str, item: "Judgement", found: "Replay") -> list[str]:
         "/".join(f"{100 * share:.0f}" for share in item.acceptance_by_depth),
         f"{item.perplexity:.3f}",
         f"{item.agreement:.1%}",
-        f"{item.on_policy_share:.1%}",
+        f"{item.on_policy_steps} ({item.on_policy_share:.0%})",
     ]
 
 

@@ -22,6 +22,8 @@ from mtad.results.trace_format import Array, Column, Columns, TraceFacts
 from mtad.results.trace_writer import TraceWriter
 from mtad.structures import Acceptance, StepRecord, TokenTree
 
+_Index = Tensor | slice
+
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
@@ -55,11 +57,13 @@ class TraceRecorder:
 
     def observe(self, step: StepRecord) -> None:
         """See `StepObserver.observe`."""
-        active = step.active.nonzero().squeeze(1)
-        if len(active):
+        num_rows = int(step.active.sum())
+        # A slice spares copies as large as the vocabulary.
+        active = slice(None) if num_rows == len(step.active) else step.active.nonzero().squeeze(1)
+        if num_rows:
             self._writer.add(self._row_columns(step, active) | _step_columns(step, active))
 
-    def _row_columns(self, step: StepRecord, active: Tensor) -> Columns:
+    def _row_columns(self, step: StepRecord, active: _Index) -> Columns:
         batch, ids = self._batch, _numpy(step.row_ids[active])
         positions = _numpy(step.rows.positions[active])
         numbers = batch.num_steps[ids]
@@ -76,7 +80,7 @@ class TraceRecorder:
         }
 
 
-def _step_columns(step: StepRecord, active: Tensor) -> Columns:
+def _step_columns(step: StepRecord, active: _Index) -> Columns:
     tree, acceptance, logits = step.tree, step.acceptance, step.logits[active]
     tokens, next_tokens = tree.tokens[active], acceptance.next_tokens[active]
     always = torch.cat([tokens, next_tokens.unsqueeze(1)], 1)
@@ -86,15 +90,15 @@ def _step_columns(step: StepRecord, active: Tensor) -> Columns:
     columns |= _law_columns("target", target) | {"unwarped_log_probs": _nested(target.unwarped, target.counts)}
     if tree.draft_log_probs is None:
         nothing = np.zeros(0, dtype=np.int32)
-        empty = (nothing, nothing, np.zeros(len(active), dtype=np.int32))
+        empty = (nothing, nothing, np.zeros(len(tokens), dtype=np.int32))
         joint = columns["joint_draft_log_probs"][0]
         return columns | {"draft_tokens": empty, "draft_log_probs": (joint[:0], *empty[1:])}
     drawn = tree.draft_log_probs[active]
     return columns | _law_columns("draft", list_laws(drawn, drawn, tokens, is_greedy))
 
 
-def _tree_columns(tree: TokenTree, active: Tensor) -> Columns:
-    num_rows = len(active)
+def _tree_columns(tree: TokenTree, active: _Index) -> Columns:
+    num_rows = len(tree.tokens[active])
     branching = np.array(tree.branching or (), dtype=np.int8)
     nodes = {
         "tokens": tree.tokens,
@@ -115,11 +119,11 @@ def _tree_columns(tree: TokenTree, active: Tensor) -> Columns:
     }
 
 
-def _decision_columns(acceptance: Acceptance, drafted: Tensor, logits: Tensor, active: Tensor) -> Columns:
+def _decision_columns(acceptance: Acceptance, drafted: Tensor, logits: Tensor, active: _Index) -> Columns:
     path, kept = acceptance.path_nodes[active], acceptance.num_accepted[active]
     places = torch.arange(path.shape[1] + 1, device=path.device)
     scored_after = torch.cat([torch.zeros_like(kept.unsqueeze(1)), path.clamp(min=0) + 1], 1)
-    rows = torch.arange(len(active), device=path.device).unsqueeze(1)
+    rows = torch.arange(len(path), device=path.device).unsqueeze(1)
     emitted = acceptance.emitted_tokens(drafted)[active]
     log_probs = unwarped_log_probs(logits[rows, scored_after], emitted)
     return {

@@ -11,8 +11,6 @@ from mtad.results.trace_format import Array
 NUM_LISTED = 64
 """A distribution of no more tokens is listed in full, of a wider one the most likely ones."""
 
-_SMALLEST_MASS = 1e-12
-
 
 @dataclass(frozen=True, slots=True)
 class SparseLaws:
@@ -45,74 +43,86 @@ def list_laws(log_probs: Tensor, logits: Tensor, always: Tensor, is_greedy: Tens
         is_greedy: Rows in which nothing is drawn: all their unlisted tokens go into one entry, `[rows]` bool.
     """
     support = log_probs > -torch.inf
-    listed = _choose(log_probs, support, always)
+    is_wide = (_count(support) > NUM_LISTED).unsqueeze(-1)
+    has_wide = bool(is_wide.any())
+    listed = _choose(log_probs, support, always, is_wide) if has_wide else support
     rows, places, tokens = listed.nonzero(as_tuple=True)
     scores = logits if logits.dtype == torch.float64 else logits.float()
     normalisers = scores.logsumexp(-1)
     laws = SparseLaws(
-        counts=listed.sum(-1).cpu().numpy(),
+        counts=_count(listed).cpu().numpy(),
         entries=tokens.cpu().numpy(),
-        log_probs=log_probs[listed].cpu().numpy(),
-        unwarped=(scores[listed] - normalisers[rows, places]).cpu().numpy(),
+        log_probs=log_probs[rows, places, tokens].cpu().numpy(),
+        unwarped=(scores[rows, places, tokens] - normalisers[rows, places]).cpu().numpy(),
     )
-    rest = support & ~listed
-    if not rest.any():
-        return laws
-    masses = torch.where(rest, log_probs.double().exp(), 0.0)
-    expected = masses * (scores.double() - normalisers.double().unsqueeze(-1))
-    is_drawn = ~is_greedy[rows]
-    below = [
-        (total.cumsum(-1)[listed] * is_drawn, total.sum(-1)) for total in (masses, torch.where(rest, expected, 0.0))
-    ]
-    return _with_gaps(laws, [(part.cpu().numpy(), total.cpu().numpy()) for part, total in below], log_probs.shape[-1])
+    return _with_gaps(laws, _gaps(laws, log_probs, scores, normalisers, listed), is_greedy) if has_wide else laws
 
 
-def _choose(log_probs: Tensor, support: Tensor, always: Tensor) -> Tensor:
+def _count(flags: Tensor) -> Tensor:
+    """How many of `[rows, places, vocab]` are true, `[rows, places]`; a plain sum would copy them as int64 first."""
+    return flags.view(torch.uint8).sum(-1, dtype=torch.int32)
+
+
+def _choose(log_probs: Tensor, support: Tensor, always: Tensor, is_wide: Tensor) -> Tensor:
     """Which tokens are listed, `[rows, places, vocab]` bool."""
-    is_wide = support.sum(-1, keepdim=True) > NUM_LISTED
-    if not is_wide.any():
-        return support
     chosen = torch.zeros_like(support).scatter_(-1, log_probs.topk(NUM_LISTED, dim=-1).indices, True)
     chosen = chosen.scatter_(-1, always.unsqueeze(1).expand(-1, support.shape[1], -1), True)
     return support & (chosen | ~is_wide)
 
 
-def _with_gaps(laws: SparseLaws, below: list[tuple[Array, Array]], vocab_size: int) -> SparseLaws:
-    """Put in the entries of unlisted tokens.
+@dataclass(frozen=True, slots=True)
+class _Gaps:
+    """The unlisted tokens below each listed one, and above the last of each distribution; all `[gaps]`.
 
-    Args:
-        laws: The listed tokens; every distribution has some.
-        below: Mass, and mass times unwarped log-probability, of all unlisted tokens below each listed one
-            `[entries]`, and of all of them `[rows, places]`.
-        vocab_size: Size of the vocabulary.
+    Attributes:
+        laws: Distribution of each gap, counted over rows and places.
+        ends: Token above each gap.
+        masses: Linear mass in each gap.
+        weighted: Sum of mass times unwarped log-probability.
     """
-    counts = laws.counts.ravel()
-    ends = np.cumsum(counts)
-    law_of = np.repeat(np.arange(len(counts)), counts)
-    # Behind the last token of a distribution stands one more place, for what lies above it.
-    tokens = np.insert(laws.entries, ends, vocab_size)
-    law_of_gap = np.insert(law_of, ends, np.arange(len(counts)))
-    mass, expected = (_differences(np.insert(part, ends, total.ravel()), law_of_gap) for part, total in below)
-    filled = mass > _SMALLEST_MASS
-    entries = np.concatenate([laws.entries, -1 - tokens[filled]])
-    law = np.concatenate([law_of, law_of_gap[filled]])
+
+    laws: Array
+    ends: Array
+    masses: Array
+    weighted: Array
+
+
+def _gaps(laws: SparseLaws, log_probs: Tensor, scores: Tensor, normalisers: Tensor, listed: Tensor) -> _Gaps:
+    counts, vocab_size = laws.counts.ravel(), log_probs.shape[-1]
+    last = np.cumsum(counts)
+    law_of = np.insert(np.repeat(np.arange(len(counts)), counts), last, np.arange(len(counts)))
+    ends = np.insert(laws.entries, last, vocab_size)
+    starts = np.where(np.diff(law_of, prepend=-1) > 0, 0, np.roll(ends, 1))
+    lengths = torch.from_numpy(ends - starts).to(log_probs.device)
+    mass = log_probs.exp().masked_fill_(listed, 0.0).double().flatten()
+    masses = torch.segment_reduce(mass, "sum", lengths=lengths)
+    finite = scores.clamp(min=torch.finfo(scores.dtype).min).flatten()
+    shift = normalisers.flatten().double()[torch.from_numpy(law_of).to(log_probs.device)]
+    weighted = torch.segment_reduce(mass.mul_(finite), "sum", lengths=lengths) - masses * shift
+    return _Gaps(law_of, ends, masses.cpu().numpy(), weighted.cpu().numpy())
+
+
+def _with_gaps(laws: SparseLaws, gaps: _Gaps, is_greedy: Tensor) -> SparseLaws:
+    """Put in the entries of unlisted tokens."""
+    num_laws = laws.counts.size
+    is_drawn = ~np.repeat(is_greedy.cpu().numpy(), laws.counts.shape[1])[gaps.laws]
+    is_last = np.diff(gaps.laws, append=num_laws) > 0
+    masses, weighted = (
+        np.where(is_drawn, part, np.where(is_last, np.bincount(gaps.laws, part)[gaps.laws], 0.0))
+        for part in (gaps.masses, gaps.weighted)
+    )
+    filled = masses > 0
+    entries = np.concatenate([laws.entries, -1 - gaps.ends[filled]])
+    law = np.concatenate([np.repeat(np.arange(num_laws), laws.counts.ravel()), gaps.laws[filled]])
     order = np.lexsort((sort_keys(entries), law))
-    log_probs = np.log(mass[filled]).astype(laws.log_probs.dtype)
-    unwarped = (expected[filled] / mass[filled]).astype(laws.unwarped.dtype)
+    log_probs = np.log(masses[filled]).astype(laws.log_probs.dtype)
+    unwarped = (weighted[filled] / masses[filled]).astype(laws.unwarped.dtype)
     return SparseLaws(
-        counts=np.bincount(law, minlength=len(counts)).reshape(laws.counts.shape),
+        counts=np.bincount(law, minlength=num_laws).reshape(laws.counts.shape),
         entries=entries[order],
         log_probs=np.concatenate([laws.log_probs, log_probs])[order],
         unwarped=np.concatenate([laws.unwarped, unwarped])[order],
     )
-
-
-def _differences(cumulative: Array, law: Array) -> Array:
-    """Each number less the one before it in the same distribution."""
-    before = np.concatenate([[0.0], cumulative[:-1]])
-    is_first = np.concatenate([[True], law[1:] != law[:-1]])
-    differences: Array = cumulative - np.where(is_first, 0.0, before)
-    return differences
 
 
 def sort_keys(entries: Array) -> Array:
