@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from mtad.results.trace_reader import TraceReader
 
 DESCRIPTION = """Judge the steps of a trace by other rules, thresholds and dials, on a CPU and
-without any model. `mtad generate --trace FILE` writes traces; they need pyarrow
-(pip install 'mtad[traces]')."""
+without any model. Dials that are not given are those of the recorded run, and
+--threshold may be given several times. `mtad generate --trace FILE` writes
+traces; they need pyarrow (pip install 'mtad[traces]')."""
 
 EXAMPLES = """examples:
   mtad generate --prompts-file questions.jsonl --trace run.arrow
@@ -61,9 +62,6 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     given = _read_dials(options)
-    for rule in options.rules or []:
-        if rule not in (*VERIFIER_NAMES, ALL_RULES):
-            raise ConfigError(f"rule must be one of {', '.join((*VERIFIER_NAMES, ALL_RULES))}, got {rule!r}")
 
     from tqdm import tqdm
 
@@ -72,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
     trace = TraceReader(options.file)
     rules = options.rules or [trace.facts.verifier]
-    _check_dials(rules, given)
+    _check_rules(rules, given)
     judges = _choose_judges(trace, rules, given)
     with tqdm(total=trace.num_bytes, unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
         found = replay_trace(trace, judges, lambda num_bytes: bar.update(num_bytes - bar.n) and None)
@@ -86,9 +84,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _dials() -> list[Setting]:
-    """The settings that rules read."""
+    """The settings that rules read; None is what the run was recorded with."""
     names = {name for options in RULE_OPTIONS.values() for name in options}
-    return [item for item in setting_fields(GenerationOptions) if item.name in names]
+    found = [item for item in setting_fields(GenerationOptions) if item.name in names]
+    return [replace(item, default=None) for item in found]
 
 
 def _read_dials(options: argparse.Namespace) -> dict[str, Any]:
@@ -99,17 +98,20 @@ def _read_dials(options: argparse.Namespace) -> dict[str, Any]:
     """
     given = {item.name: getattr(options, item.name) for item in _dials() if hasattr(options, item.name)}
     for item in _dials():
-        for value in given.get(item.name, []) if item.name == "threshold" else [given.get(item.name, item.default)]:
+        for value in given.get(item.name, []) if item.name == "threshold" else [given.get(item.name)]:
             item.check(value)
     return given
 
 
-def _check_dials(rules: list[str], given: dict[str, Any]) -> None:
-    """Refuse dials that none of the rules reads.
+def _check_rules(rules: list[str], given: dict[str, Any]) -> None:
+    """Refuse unknown rules, and dials that none of the rules reads.
 
     Raises:
         ConfigError: The first of them.
     """
+    for rule in rules:
+        if rule not in (*VERIFIER_NAMES, ALL_RULES):
+            raise ConfigError(f"rule must be one of {', '.join((*VERIFIER_NAMES, ALL_RULES))}, got {rule!r}")
     for name in given:
         readers = [rule for rule, names in RULE_OPTIONS.items() if name in names]
         if not {ALL_RULES, *readers} & set(rules):

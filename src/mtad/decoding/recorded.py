@@ -27,6 +27,7 @@ class RecordedSteps:
         unwarped_log_probs: Unwarped natural logs of the same tokens, `[steps, 1 + nodes, size]`.
         token_ids: Token of every number, -1 where it stands for unlisted tokens, `[steps, size]` int64.
         is_partial: Steps in which some distribution is not listed in full, `[steps]` bool.
+        opens_span: Nodes whose token may open a strict span, `[steps, nodes]` bool.
         path_nodes: The recorded decision, as in `Acceptance`, `[steps, gamma]` int64.
         next_token_ids: The recorded token after the kept path, `[steps]` int64.
     """
@@ -40,6 +41,7 @@ class RecordedSteps:
     unwarped_log_probs: Tensor
     token_ids: Tensor
     is_partial: Array
+    opens_span: Tensor
     path_nodes: Tensor
     next_token_ids: Tensor
 
@@ -87,6 +89,7 @@ def _rebuild(columns: Columns, num_steps: int) -> RecordedSteps:
         unwarped_log_probs=target.dense(columns["unwarped_log_probs"][0], vocabulary),
         token_ids=torch.from_numpy(vocabulary.token_ids),
         is_partial=is_partial,
+        opens_span=torch.from_numpy(_matrix(columns["opens_span"], num_steps)),
         path_nodes=_paths(columns),
         next_token_ids=_integers(columns["next_token"]),
     )
@@ -139,6 +142,7 @@ def _rows(columns: Columns) -> RowControls:
         positions=_integers(columns["position"]),
         is_greedy=torch.from_numpy(columns["is_greedy"][0].copy()),
         log_thresholds=torch.from_numpy(columns["log_threshold"][0].copy()),
+        is_strict=torch.from_numpy(columns["is_strict"][0].copy()),
     )
 
 

@@ -21,6 +21,7 @@ from mtad.errors import ConfigError
 from mtad.results.trace_format import Array, Column, Columns, TraceFacts
 from mtad.results.trace_writer import TraceWriter
 from mtad.structures import Acceptance, StepRecord, TokenTree
+from mtad.verification import StrictSpanVerifier, Verifier
 
 _Index = Tensor | slice
 
@@ -40,10 +41,12 @@ class TraceRecorder:
 
     Args:
         writer: The trace.
+        rule: Makes the decisions.
     """
 
-    def __init__(self, writer: TraceWriter) -> None:
+    def __init__(self, writer: TraceWriter, rule: Verifier) -> None:
         self._writer = writer
+        self._rule = rule
         self.begin([])
 
     def begin(self, requests: Sequence[Request]) -> None:
@@ -61,7 +64,14 @@ class TraceRecorder:
         # A slice spares copies as large as the vocabulary.
         active = slice(None) if num_rows == len(step.active) else step.active.nonzero().squeeze(1)
         if num_rows:
-            self._writer.add(self._row_columns(step, active) | _step_columns(step, active))
+            opens = self._opens(step.tree)[active]
+            spans = {"opens_span": (_numpy(opens).ravel(), np.full(num_rows, step.tree.num_nodes))}
+            self._writer.add(self._row_columns(step, active) | _step_columns(step, active) | spans)
+
+    def _opens(self, tree: TokenTree) -> Tensor:
+        if isinstance(self._rule, StrictSpanVerifier):
+            return self._rule.opens(tree)
+        return torch.zeros_like(tree.valid)
 
     def _row_columns(self, step: StepRecord, active: _Index) -> Columns:
         batch, ids = self._batch, _numpy(step.row_ids[active])
@@ -76,6 +86,7 @@ class TraceRecorder:
             "seed": (_numpy(step.rows.seeds[active]),),
             "is_greedy": (_numpy(step.rows.is_greedy[active]),),
             "log_threshold": (_numpy(step.rows.log_thresholds[active]),),
+            "is_strict": (_numpy(step.rows.is_strict[active]),),
             "pending_token": (_numpy(step.pending[active]),),
         }
 
@@ -194,7 +205,7 @@ def recording(
         config=run.config,
     )
     with TraceWriter(path, facts) as writer:
-        decoder.observer = recorder = TraceRecorder(writer)
+        decoder.observer = recorder = TraceRecorder(writer, decoder.verifier)
         try:
             yield recorder
         finally:

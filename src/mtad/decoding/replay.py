@@ -13,8 +13,8 @@ from mtad.decoding.recorded import RecordedSteps, recorded_steps
 from mtad.errors import ConfigError, TraceError
 from mtad.results.trace_format import Array, TraceFacts
 from mtad.results.trace_reader import TraceReader
-from mtad.structures import Acceptance
-from mtad.verification import VERIFIERS, RuleSettings, Verifier
+from mtad.structures import Acceptance, TokenTree
+from mtad.verification import VERIFIERS, RuleSettings, StrictSpanVerifier, Verifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +241,17 @@ def _judge(rule: Verifier, threshold: float | None, steps: RecordedSteps) -> Acc
         # What `RowSettings.resolve_zero_temperature` gives lossless rules at temperature 0.
         best = torch.full_like(target, -torch.inf).scatter_(-1, target.argmax(-1, keepdim=True), 0.0)
         target = torch.where(rows.is_greedy.view(-1, 1, 1), best, target)
+    if bool(steps.opens_span.any() | rows.is_strict.any()):
+        rule = _RecordedSpans(rule, steps.opens_span)
     return rule.accept(steps.tree, target, rows)
+
+
+class _RecordedSpans(StrictSpanVerifier):
+    """Strict spans where the recorded run saw them; `openers` are flags of nodes instead of tokens."""
+
+    def opens(self, tree: TokenTree) -> Tensor:
+        """See `StrictSpanVerifier.opens`."""
+        return self.openers
 
 
 def _recorded(steps: RecordedSteps) -> Acceptance:
@@ -256,7 +266,8 @@ def _recorded(steps: RecordedSteps) -> Acceptance:
 
 def _decisions(steps: RecordedSteps, acceptance: Acceptance) -> _Decisions:
     end = acceptance.num_accepted.unsqueeze(1)
-    tokens = acceptance.emitted_tokens(steps.tree.tokens)
+    # Where nothing has mass a draw ends behind the last number.
+    tokens = acceptance.emitted_tokens(steps.tree.tokens).clamp(max=steps.token_ids.shape[1] - 1)
     scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
     batch = torch.arange(len(tokens)).unsqueeze(1)
     token_ids = steps.token_ids.gather(1, tokens)

@@ -144,7 +144,7 @@ class ReducedVocabulary:
         num_steps: Steps.
 
     Attributes:
-        size: Entries of the step that has most.
+        size: Entries of the step that has most, and one.
         token_ids: Token of every number, -1 for unlisted tokens and unused numbers, `[steps, size]` int64.
     """
 
@@ -154,7 +154,8 @@ class ReducedVocabulary:
         step_of = self._known // self._stride
         self._first = np.searchsorted(step_of, np.arange(num_steps))
         numbers = np.arange(len(self._known)) - self._first[step_of]
-        self.size = int(numbers.max(initial=0)) + 1
+        # The last number stays unused.
+        self.size = int(numbers.max(initial=0)) + 2
         self.token_ids = np.full((num_steps, self.size), -1, dtype=np.int64)
         known_keys = self._known % self._stride
         self.token_ids[step_of, numbers] = np.where(known_keys % 2 == 1, known_keys // 2, -1)

@@ -44,8 +44,12 @@ class StrictSpanVerifier:
             joint_log_ratio=torch.where(is_strict, strict.joint_log_ratio, relaxed.joint_log_ratio),
         )
 
+    def opens(self, tree: TokenTree) -> Tensor:
+        """Whether each node's token may open a span, `[batch, nodes]` bool."""
+        return self.openers[tree.tokens]
+
     def _ended_at_openers(self, tree: TokenTree) -> TokenTree:
         own = torch.eye(tree.num_nodes, dtype=torch.bool, device=tree.tokens.device)
         above = ancestor_matrix(tree.ancestors) & ~own
-        is_below = (above & self.openers[tree.tokens].unsqueeze(1)).any(-1)
+        is_below = (above & self.opens(tree).unsqueeze(1)).any(-1)
         return replace(tree, valid=tree.valid & ~is_below)

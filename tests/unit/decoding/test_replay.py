@@ -1,5 +1,6 @@
 """A trace judged again: the recorded rule decides as recorded, other rules as they would have on the spot."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,19 @@ def test_any_other_rule_decides_as_it_would_have_on_the_spot(drafter: str, tmp_p
         assert found == expected
 
 
+@pytest.mark.parametrize("verifier", ["joint", "threshold"])
+def test_strict_spans_are_judged_as_in_the_run(verifier: str, tmp_path: Path) -> None:
+    # Token 1 is the letter b, which opens a span, and token 3 is d, which closes it.
+    run = pair_run(verifier, "beam_tree")
+    run.options |= {"strict": ("b,d",), "gamma": 4}
+    settings = [replace(setting, threshold=0.01) for setting in ROW_SETS["sampled"]]
+    results, steps = trace_run(run, tmp_path / "trace", settings)
+    is_strict = torch.cat([step.rows.is_strict[step.active] for step in steps])
+    assert is_strict.any()
+    assert not is_strict.all()
+    check_figures(replay_trace(TraceReader(tmp_path / "trace"), [Judge(rule=verifier)]), results)
+
+
 def test_steps_keep_the_place_of_their_prompt_when_rows_leave_and_batches_follow(tmp_path: Path) -> None:
     engine = tiny_engine()
     prompts = ["why is the sky blue?", "a", "tell me more of this", "b", "c"]
@@ -153,9 +167,8 @@ def test_a_real_cache_and_attention_leave_a_trace_that_replays(tmp_path: Path, t
             max_new_tokens=20,
         )
         trace = TraceReader(tmp_path / method)
-        assert trace.facts.config == engine.settings_record(
-            GenerationOptions(method=method, temperature=temperature, max_new_tokens=20)
-        ) | {"stop": []}
+        settings = GenerationOptions(method=method, temperature=temperature, max_new_tokens=20)
+        assert trace.facts.config == json.loads(json.dumps(engine.settings_record(settings)))
         check_figures(replay_trace(trace, [Judge(rule=trace.facts.verifier)]), results)
 
 
