@@ -20,8 +20,8 @@ def log_softmax(logits: Array) -> Array:
     return result
 
 
-def warp(logits: Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Array:
-    """Temperature, then top-k, then top-p, then normalisation, for logits without ties."""
+def warp(logits: Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Array:
+    """Temperature, then top-k, top-p and min-p, then normalisation, for logits without ties."""
     scores = log_softmax(logits / temperature)
     order = np.argsort(-scores)
     if top_k:
@@ -33,6 +33,7 @@ def warp(logits: Array, *, temperature: float = 1.0, top_k: int = 0, top_p: floa
             if rank and mass >= top_p:
                 scores[token] = -np.inf
             mass += math.exp(scores[token])
+    scores[np.exp(scores) < min_p * math.exp(scores.max())] = -np.inf
     return log_softmax(scores)
 
 

@@ -58,6 +58,7 @@ class Run:
     options: dict[str, Any]
     eos: frozenset[int] = frozenset()
     temperature: float = 1.0
+    is_constrained: bool = False
     runners: list[TableRunner] = field(default_factory=list)
 
     def decoder(self) -> Decoder:
@@ -65,7 +66,15 @@ class Run:
         self.runners = [target, draft]
         options = GenerationOptions(**self.options)
         texts = [letters([token]) for token in range(target.vocab_size)]
-        return build_decoder(options, target, draft, self.eos, temperature=self.temperature, token_texts=lambda: texts)
+        return build_decoder(
+            options,
+            target,
+            draft,
+            self.eos,
+            temperature=self.temperature,
+            token_texts=lambda: texts,
+            is_constrained=self.is_constrained,
+        )
 
     def generate(
         self,

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, overload
 
-import torch
-
+from mtad.api.constraints import ConstraintReader, spell_logit_bias
+from mtad.api.memory import memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.config import GenerationOptions, ModelOptions, replace_settings
 from mtad.decoding import (
@@ -22,11 +22,12 @@ from mtad.decoding import (
     generate_pieces,
     needs_draft_model,
     recording,
+    resolve_pair,
 )
 from mtad.errors import CapacityError, ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models
 from mtad.models.runner import ModelRunner
-from mtad.structures import GenerationResult, Piece, RowSettings
+from mtad.structures import GenerationResult, LogitsProcessor, Piece, RowConstraints, RowSettings
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -43,6 +44,7 @@ class Engine:
     def __init__(self, models: LoadedModels) -> None:
         self.models = models
         self.tokenizer = models.tokenizer
+        self._constraints = ConstraintReader(models.tokenizer, models.target.vocab_size)
         self._lock = threading.Lock()
 
     @classmethod
@@ -95,6 +97,7 @@ class Engine:
         style: PromptFormat | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
         trace: str | Path | None = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
         **changes: Any,
     ) -> Generator[Piece, None, None]:
         """Decode and yield pieces as they become final, with the provenance of every token.
@@ -105,7 +108,9 @@ class Engine:
             style: How text prompts are wrapped.
             batch_size: Prompts decoded at a time.
             trace: File that keeps every step, for `mtad.replay_trace`; overwritten. Needs pyarrow.
-            **changes: Single settings by name.
+            logits_processor: Called on the host at every place of the text, `(input_ids, scores)` with one row each, as
+                transformers' own; must be pure functions.
+            **changes: Single settings by name; `logit_bias` also as a dictionary of token ids or texts.
 
         Raises:
             ConfigError: A setting is out of bounds or does not fit the others.
@@ -116,9 +121,11 @@ class Engine:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size}")
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        changes = spell_logit_bias(changes, self.tokenizer)
         resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
+        constraints = self._constraints.read(resolved, logits_processor)
         token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
-        requests = [self._request(row, prompt, resolved) for row, prompt in enumerate(token_ids)]
+        requests = [self._request(row, prompt, resolved, constraints) for row, prompt in enumerate(token_ids)]
         if trace is not None:
             check_traceable(resolved)
         return self._run(requests, resolved, batch_size, None if trace is None else Path(trace))
@@ -165,6 +172,13 @@ class Engine:
             "temperature": (options.temperature, defaults.temperature, 1.0),
             "top_k": (options.top_k, defaults.top_k, 10),
             "top_p": (options.top_p, defaults.top_p, 0.9),
+            "min_p": (options.min_p, defaults.min_p, 0.0),
+            # Methods without a draft take no penalty, so the model's own is no default there.
+            "repetition_penalty": (
+                options.repetition_penalty,
+                defaults.repetition_penalty if resolve_pair(options) else None,
+                1.0,
+            ),
         }
         filled: dict[str, Any] = {
             name: next(value for value in values if value is not None) for name, values in choices.items()
@@ -176,7 +190,7 @@ class Engine:
         """Every setting of a run, resolved and with the models', as results keep it."""
         return asdict(self.resolve(options)) | {"models": asdict(self.models.options)}
 
-    def _request(self, row: int, prompt: list[int], options: GenerationOptions) -> Request:
+    def _request(self, row: int, prompt: list[int], options: GenerationOptions, constraints: RowConstraints) -> Request:
         limit = self._position_limit(options)
         if limit is not None and len(prompt) >= limit:
             raise CapacityError(
@@ -187,6 +201,7 @@ class Engine:
         assert options.temperature is not None
         assert options.top_k is not None
         assert options.top_p is not None
+        assert options.min_p is not None
         return Request(
             row=row,
             prompt=prompt,
@@ -197,6 +212,8 @@ class Engine:
                 top_p=options.top_p,
                 threshold=options.threshold,
                 draft_confidence=options.draft_confidence,
+                min_p=options.min_p,
+                constraints=constraints,
             ),
             limits=AnswerLimits(
                 max_new_tokens=room, eos_token_ids=self._eos_token_ids(options), stop=tuple(options.stop)
@@ -224,11 +241,12 @@ class Engine:
             self._eos_token_ids(options),
             temperature=options.temperature,
             token_texts=self._token_texts,
+            is_constrained=any(request.settings.constraints for request in requests),
         )
         facts = RunFacts(method=options.method, config=self.settings_record(options), gamma=decoder.gamma)
 
         def pieces() -> Generator[Piece, None, None]:
-            with self._exclusive(), _memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
+            with self._exclusive(), memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
                 for start in range(0, len(requests), batch_size):
                     batch = requests[start : start + batch_size]
                     if recorder is not None:
@@ -264,23 +282,3 @@ def _in_order(
     if isinstance(prompts, str):
         return found[0]
     return [found[row] for row in range(len(prompts))]
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn the many faces of exhausted memory into one sentence."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _out_of_memory() from error
-    except RuntimeError as error:
-        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
-            raise _out_of_memory() from error
-        raise
-
-
-def _out_of_memory() -> CapacityError:
-    return CapacityError(
-        "out of memory while decoding; lower --batch-size, --max-new-tokens, --gamma or --beam-width, "
-        "or shorten the prompts"
-    )

@@ -12,14 +12,14 @@ from transformers import GenerationMixin
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtad.api.transformers_settings import (
-    Warp,
     check_generation_config,
     check_model_arguments,
     other_criteria,
+    read_constraints,
     read_eos_token_ids,
     read_max_length,
     read_prompts,
-    read_warp,
+    split_processors,
 )
 from mtad.config import GenerationOptions, replace_settings
 from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces, needs_draft_model
@@ -58,16 +58,18 @@ def custom_generate(  # noqa: PLR0913 - transformers reads the names of its extr
     """Decode inside `model.generate(..., assistant_model=draft, custom_generate=mtad.custom_generate)`.
 
     The usual arguments keep their meaning: left-padded batches, `max_new_tokens`, `do_sample`, `temperature`, `top_k`,
-    `top_p`, `eos_token_id`, `stopping_criteria`, `streamer`, `return_dict_in_generate`, `num_return_sequences`;
-    `torch.manual_seed` fixes the draws. The draft may also be passed as `draft_model=draft`, or bound beforehand with
-    `functools.partial(mtad.custom_generate, draft_model=draft)`. The models' own attention is restored afterwards.
-    For stop strings pass `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`: transformers (5.23) keeps the
+    `top_p`, `min_p`, `repetition_penalty` and whatever else becomes a logits processor, `logits_processor`,
+    `eos_token_id`, `stopping_criteria`, `streamer`, `return_dict_in_generate`, `num_return_sequences`;
+    `torch.manual_seed` fixes the draws. Logits processors are called on the host at every tree node. The draft may also
+    be passed as `draft_model=draft`, or bound beforehand with
+    `functools.partial(mtad.custom_generate, draft_model=draft)`. The models' own attention is restored afterwards. For
+    stop strings pass `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`: transformers (5.23) keeps the
     tokenizer from callables and then refuses `stop_strings`.
 
     Args:
         model: The target.
         input_ids: Prompts, `[batch, tokens]` int64.
-        logits_processor: What `generate` prepared; only temperature, top-k and top-p are honoured, others refused.
+        logits_processor: What `generate` prepared; those before the warp are called at every place of the text.
         stopping_criteria: What `generate` prepared; criteria are asked after every token of a row.
         generation_config: What `generate` prepared.
         streamer: Receives the tokens of a single prompt.
@@ -101,8 +103,18 @@ def custom_generate(  # noqa: PLR0913 - transformers reads the names of its extr
     check_model_arguments(model_arguments)
     knobs = {"method": mtad_method, "gamma": gamma, "beam_width": beam_width, "threshold": threshold, "draw": draw}
     options = _options(knobs, read_max_length(stopping_criteria, generation_config) - input_ids.shape[1])
-    warp = read_warp(logits_processor, do_sample=bool(generation_config.do_sample))
-    requests = _requests(options, warp, input_ids, model_arguments.get("attention_mask"), stopping_criteria)
+    called, warp = split_processors(logits_processor, do_sample=bool(generation_config.do_sample))
+    prompts = read_prompts(input_ids, model_arguments.get("attention_mask"))
+    settings = RowSettings(
+        temperature=warp.temperature,
+        top_k=warp.top_k,
+        top_p=warp.top_p,
+        min_p=warp.min_p,
+        threshold=options.threshold,
+        draft_confidence=options.draft_confidence,
+    )
+    rows = [replace(settings, constraints=item) for item in read_constraints(called, input_ids, prompts)]
+    requests = _requests(options, rows, prompts, input_ids, stopping_criteria)
     pieces = _decode(options, model, draft, requests, _tokenizers(target_tokenizer, draft_tokenizer))
     answers = _collect(pieces, len(requests), caller.get("streamer") if streamer is None else streamer)
     sequences = _append(input_ids, answers, _pad_token_id(generation_config))
@@ -133,27 +145,19 @@ def _options(knobs: dict[str, Any], max_new_tokens: int) -> GenerationOptions:
 
 def _requests(
     options: GenerationOptions,
-    warp: Warp,
+    rows: list[RowSettings],
+    prompts: list[list[int]],
     input_ids: Tensor,
-    attention_mask: Tensor | None,
     stopping_criteria: Sequence[Any],
 ) -> list[Request]:
     """One request a row; the seeds come from torch's generator, as the draws of stock sampling do."""
-    prompts = read_prompts(input_ids, attention_mask)
-    seeds = [0] * len(prompts) if warp.temperature == 0 else torch.randint(2**62, (len(prompts),)).tolist()
-    warped = RowSettings(
-        temperature=warp.temperature,
-        top_k=warp.top_k,
-        top_p=warp.top_p,
-        threshold=options.threshold,
-        draft_confidence=options.draft_confidence,
-    )
+    seeds = [0] * len(prompts) if rows[0].temperature == 0 else torch.randint(2**62, (len(prompts),)).tolist()
     limits = AnswerLimits(max_new_tokens=options.max_new_tokens, eos_token_ids=read_eos_token_ids(stopping_criteria))
     return [
         Request(
             row=row,
             prompt=prompt,
-            settings=replace(warped, seed=seeds[row]),
+            settings=replace(rows[row], seed=seeds[row]),
             limits=replace(limits, ends_after=other_criteria(stopping_criteria, input_ids[row])),
         )
         for row, prompt in enumerate(prompts)
@@ -190,6 +194,7 @@ def _decode(
         drafting,
         requests[0].limits.eos_token_ids,
         temperature=requests[0].settings.temperature,
+        is_constrained=any(item.settings.constraints for item in requests),
     )
     with ExitStack() as stack:
         stack.enter_context(target_runner.attached())

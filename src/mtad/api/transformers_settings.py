@@ -2,22 +2,34 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import (
     LogitNormalization,
+    MinPLogitsWarper,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from mtad.errors import ConfigError, PromptError
+from mtad.structures import LogitsProcessor, RowConstraints
 
-_WARPERS = {TemperatureLogitsWarper: "temperature", TopKLogitsWarper: "top_k", TopPLogitsWarper: "top_p"}
+_WARPERS = {
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+}
+_STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 _OWN_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
 _PREPARED_ARGUMENTS = frozenset(
     {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
@@ -27,36 +39,86 @@ _PREPARED_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warp:
-    """Temperature (0 is greedy), top-k (0 keeps all) and top-p of the call."""
+    """Temperature (0 is greedy), top-k (0 keeps all), top-p and min-p of the call."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
 
-def read_warp(logits_processor: Sequence[Any], *, do_sample: bool) -> Warp:
-    """The warp that the prepared logits processors stand for.
+def split_processors(logits_processor: Sequence[Any], *, do_sample: bool) -> tuple[list[Any], Warp]:
+    """The prepared logits processors as those to call and the warp that comes after them.
+
+    The longest tail that is temperature, top-k, top-p and min-p in this order is the warp.
 
     Raises:
-        ConfigError: A processor that mtad does not compute, or warpers out of order.
+        ConfigError: A processor that keeps a state from call to call.
     """
-    found: dict[str, Any] = {}
     for processor in logits_processor:
-        if type(processor) is LogitNormalization:
-            continue
-        name = _WARPERS.get(type(processor))
-        if name is None or not do_sample:
+        if isinstance(processor, _STATEFUL):
             raise ConfigError(
-                f"got the logits processor {type(processor).__name__}, expected none but temperature, top_k and top_p "
-                "of a sampling call; leave out the argument that asks for it"
+                f"got the logits processor {type(processor).__name__}, which keeps a state from call to call, expected "
+                "functions of token ids and scores; leave out the argument that asks for it"
             )
-        found[name] = getattr(processor, name)
-    in_order = [name for name in _WARPERS.values() if name in found]
-    if list(found) != in_order or len(found) != sum(type(item) in _WARPERS for item in logits_processor):
-        raise ConfigError(
-            f"got the warpers {', '.join(found)}, expected each at most once, as temperature, top_k, top_p"
+    called = list(logits_processor)
+    while called and type(called[-1]) is LogitNormalization:
+        called.pop()
+    if not do_sample:
+        return called, Warp(temperature=0.0)
+    found: dict[str, Any] = {}
+    for name, kind in reversed(_WARPERS.items()):
+        if called and type(called[-1]) is kind:
+            found[name] = getattr(called.pop(), name)
+    return called, Warp(**found)
+
+
+def read_constraints(processors: list[Any], input_ids: Tensor, prompts: list[list[int]]) -> list[RowConstraints]:
+    """What the processors before the warp ask of each row.
+
+    A repetition penalty that comes first stays on the device; it does not count padding as text.
+
+    Args:
+        processors: From `split_processors`.
+        input_ids: The prompts as they were passed, padding included, `[batch, tokens]` int64.
+        prompts: Their token ids without padding.
+    """
+    penalty = 1.0
+    first = processors[0] if processors else None
+    if type(first) is RepetitionPenaltyLogitsProcessor and not isinstance(first.prompt_ignore_length, int):
+        penalty, processors = first.penalty, processors[1:]
+    return [
+        RowConstraints(
+            repetition_penalty=penalty,
+            logits_processors=tuple(
+                _with_padding(_for_row(processor, row), input_ids[row], len(prompt)) for processor in processors
+            ),
         )
-    return Warp(**found) if do_sample else Warp(temperature=0.0)
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def _for_row(processor: Any, row: int) -> Any:
+    """The processor as it treats one row of the batch; rows are processed one by one."""
+    if type(processor) is PrefixConstrainedLogitsProcessor:
+        allowed = processor._prefix_allowed_tokens_fn
+        return PrefixConstrainedLogitsProcessor(lambda _, token_ids: allowed(row, token_ids), num_beams=1)
+    ignored = getattr(processor, "prompt_ignore_length", None)
+    if type(processor) is RepetitionPenaltyLogitsProcessor and isinstance(ignored, Tensor):
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, int(ignored[row]))
+    return processor
+
+
+def _with_padding(processor: Any, prompt: Tensor, num_tokens: int) -> LogitsProcessor:
+    """Shows the processor the prompt as it was passed; `num_tokens` of `prompt` are no padding."""
+    if len(prompt) == num_tokens:
+        return cast(LogitsProcessor, processor)
+
+    def process(token_ids: Tensor, scores: Tensor) -> Tensor:
+        padded = torch.cat([prompt.unsqueeze(0), token_ids[:, num_tokens:]], 1)
+        return cast(Tensor, processor(padded, scores))
+
+    return process
 
 
 def check_generation_config(generation_config: Any) -> None:

@@ -1,5 +1,6 @@
 """The settings of models and of decoding."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +135,22 @@ class GenerationOptions:
     temperature: float | None = setting(float, None, "0 is greedy (model's own, else 1.0)", minimum=0)
     top_k: int | None = setting(int, None, "most likely tokens kept, 0 keeps all (model's own, else 10)", minimum=0)
     top_p: float | None = setting(float, None, "nucleus mass kept (model's own, else 0.9)", above=0, maximum=1)
+    min_p: float | None = setting(
+        float,
+        None,
+        "share of the best token's probability that a token needs (model's own, else 0)",
+        minimum=0,
+        maximum=1,
+    )
+    repetition_penalty: float | None = setting(
+        float,
+        None,
+        "divides positive logits of tokens already in the text, above 1 against repeats (model's own, else 1)",
+        above=0,
+    )
+    logit_bias: tuple[str, ...] = setting(
+        tuple, (), "add to logits, as ID:VALUE,...; -inf forbids the token; may be given several times"
+    )
     max_new_tokens: int = setting(int, 256, "longest answer in tokens", minimum=1)
     stop: tuple[str, ...] = setting(tuple, (), "end the answer at this text; may be given several times")
     ignore_eos: bool = setting(bool, False, "go on after the end-of-text token")
@@ -147,6 +164,7 @@ class GenerationOptions:
         for kind in self.strict:
             _check_strict(kind)
         _parse_branching(self.branching)
+        _parse_logit_bias(self.logit_bias)
         if self.uses_beams and self.gamma * self.beam_width > MAX_TREE_NODES:
             raise ConfigError(
                 f"gamma * beam_width must be <= {MAX_TREE_NODES} tree nodes, "
@@ -164,6 +182,11 @@ class GenerationOptions:
     def branching_counts(self) -> tuple[int, ...]:
         """`branching` as numbers, root first."""
         return _parse_branching(self.branching)
+
+    @property
+    def logit_biases(self) -> dict[int, float]:
+        """`logit_bias` as numbers by token id; the last of several for one token."""
+        return _parse_logit_bias(self.logit_bias)
 
 
 def _check_strict(kind: str) -> None:
@@ -193,3 +216,23 @@ def _parse_branching(text: str) -> tuple[int, ...]:
             f"branching must make <= {MAX_TREE_NODES} tree nodes, got {text!r}; lower a count or drop one"
         )
     return counts
+
+
+def _parse_logit_bias(texts: tuple[str, ...]) -> dict[int, float]:
+    """Read pairs such as "17:-5,42:2.5".
+
+    Raises:
+        ConfigError: Not a token id and a number below infinity.
+    """
+    biases = {}
+    for pair in (part.strip() for text in texts for part in text.split(",")):
+        token, separator, value = pair.partition(":")
+        try:
+            biases[int(token)] = number = float(value)
+        except ValueError:
+            number = math.nan
+        if not separator or not token.strip().isdecimal() or not number < math.inf:
+            raise ConfigError(
+                f"logit_bias must be token ids with a number each, such as 17:-5,42:2.5 or 17:-inf, got {pair!r}"
+            )
+    return biases

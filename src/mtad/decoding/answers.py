@@ -70,6 +70,9 @@ class AnswerBuilder:
             self._add_token(token, origin, log_prob, segments)
             if self.is_finished:
                 break
+        if outcome.is_dead_end and not self.is_finished:
+            self.finish_reason = "dead_end"
+            self._flush(segments)
         num_new = len(self._token_ids) - start
         self._target_calls += outcome.target_calls
         self._accepted.append(min(outcome.num_drafted, num_new) if outcome.from_draft is None else outcome.num_drafted)

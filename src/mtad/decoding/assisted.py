@@ -6,6 +6,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from mtad.constraints import Constraints, Places
 from mtad.decoding.decoder import Decoder
 from mtad.decoding.outcome import RowOutcome, refusal_probabilities, unwarped_log_probs
 from mtad.decoding.row_policy import RowPolicy
@@ -27,6 +28,7 @@ class AssistedDecoder(Decoder):
         drafter: Proposes trees.
         verifier: Judges them.
         policies: What changes the rows' settings between iterations.
+        constraints: Those of the rows, which the drafter's model follows too; None where no row has any.
 
     Attributes:
         observer: Is shown every iteration; None shows nothing and costs nothing.
@@ -35,12 +37,18 @@ class AssistedDecoder(Decoder):
     observer: StepObserver | None = None
 
     def __init__(
-        self, target: ModelRunner, drafter: Drafter, verifier: Verifier, policies: Sequence[RowPolicy] = ()
+        self,
+        target: ModelRunner,
+        drafter: Drafter,
+        verifier: Verifier,
+        policies: Sequence[RowPolicy] = (),
+        constraints: Constraints | None = None,
     ) -> None:
         super().__init__(target, extra_slots=drafter.num_nodes + drafter.gamma, one_hot_at_zero=verifier.is_lossless)
         self.drafter = drafter
         self.verifier = verifier
         self.policies = tuple(policies)
+        self.constraints = constraints or Constraints()
         self.gamma = drafter.gamma
         # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch.
         if drafter.runner is not None:
@@ -51,16 +59,21 @@ class AssistedDecoder(Decoder):
         super().prefill(prompts, settings, max_new_tokens)
         for policy in self.policies:
             policy.start(len(prompts))
+        self.constraints.start(
+            prompts, [setting.constraints for setting in settings], self.target.vocab_size, self.target.device
+        )
 
     def select_rows(self, rows: list[int]) -> None:
         """See `Decoder.select_rows`."""
         super().select_rows(rows)
         for policy in self.policies:
             policy.select_rows(rows)
+        self.constraints.select_rows(rows)
 
     @torch.inference_mode()
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """See `Decoder.step`."""
+        self.constraints.begin_step(active)
         packed = self._iterate(torch.tensor(active, device=self.target.device))
         return self._read(packed.tolist(), active)
 
@@ -74,7 +87,8 @@ class AssistedDecoder(Decoder):
         drafted = perf_counter()
         logits = self.target.score_tree(self.pending, tree)
         scored = perf_counter()
-        target_log_probs = warp_logits(logits, rows)
+        allowed, is_dead_end = self.constraints.apply(logits, Places.of_tree(tree))
+        target_log_probs = warp_logits(allowed, rows)
         acceptance = self.verifier.accept(tree, target_log_probs, rows)
         refusals = refusal_probabilities(tree, target_log_probs, acceptance)
         if self.observer is not None:
@@ -94,10 +108,16 @@ class AssistedDecoder(Decoder):
         self.drafter.keep_path(acceptance, active)
         self.times.draft_s += drafted - started
         self.times.verify_s += scored - drafted
-        return torch.cat([self._advance(tree, acceptance, logits, active), refusals.double()], 1)
+        self.constraints.append(acceptance.emitted_tokens(tree.tokens), acceptance.num_accepted + 1, active)
+        return torch.cat([self._advance(tree, acceptance, logits, is_dead_end, active), refusals.double()], 1)
 
-    def _advance(self, tree: TokenTree, acceptance: Acceptance, logits: Tensor, active: Tensor) -> Tensor:
-        """Make the new last token pending; pack tokens, log-probabilities and lengths for the host."""
+    def _advance(
+        self, tree: TokenTree, acceptance: Acceptance, logits: Tensor, is_dead_end: Tensor | None, active: Tensor
+    ) -> Tensor:
+        """Make the new last token pending; pack tokens, log-probabilities and lengths for the host.
+
+        A token where nothing was allowed to follow is packed as -1.
+        """
         batch = torch.arange(len(active), device=active.device).unsqueeze(1)
         end = acceptance.num_accepted.unsqueeze(1)
         tokens = acceptance.emitted_tokens(tree.tokens)
@@ -107,6 +127,8 @@ class AssistedDecoder(Decoder):
         self.previous = torch.where(active, previous, self.previous)
         self.pending = torch.where(active, acceptance.next_tokens, self.pending)
         log_probs = unwarped_log_probs(logits[batch, scored_after], tokens)
+        if is_dead_end is not None:
+            tokens = tokens.masked_fill(is_dead_end.gather(1, scored_after), -1)
         columns = [tokens, log_probs, end, acceptance.joint_log_ratio.unsqueeze(1), self.target.lengths.unsqueeze(1)]
         return torch.cat([column.double() for column in columns], 1)
 
@@ -114,18 +136,29 @@ class AssistedDecoder(Decoder):
         width = (len(packed[0]) - 2) // 3
         outcomes: list[RowOutcome | None] = []
         for row, is_active in zip(packed, active, strict=True):
-            count = int(row[2 * width]) + 1
-            outcome = RowOutcome(
-                tokens=[int(token) for token in row[:count]],
-                num_drafted=count - 1,
-                log_probs=row[width : width + count],
-                joint_log_ratio=row[2 * width + 1],
-                target_calls=1,
-                refusals=row[2 * width + 3 :][: count - 1],
-            )
-            outcomes.append(outcome if is_active else None)
+            outcomes.append(_outcome(row, width) if is_active else None)
+        self.constraints.note([[] if outcome is None else outcome.tokens for outcome in outcomes])
         for policy in self.policies:
             policy.note(outcomes)
         for runner, _ in self._runners:
             runner.note_longest(int(max(row[2 * width + 2] for row in packed)))
         return outcomes
+
+
+def _outcome(row: list[float], width: int) -> RowOutcome:
+    """What `AssistedDecoder._iterate` packed for one row, up to a dead end."""
+    count = int(row[2 * width]) + 1
+    tokens = [int(token) for token in row[:count]]
+    is_dead_end = -1 in tokens
+    if is_dead_end:
+        tokens = tokens[: tokens.index(-1)]
+    num_drafted = min(count - 1, len(tokens))
+    return RowOutcome(
+        tokens=tokens,
+        num_drafted=num_drafted,
+        log_probs=row[width : width + len(tokens)],
+        joint_log_ratio=row[2 * width + 1],
+        target_calls=1,
+        refusals=row[2 * width + 3 :][:num_drafted],
+        is_dead_end=is_dead_end,
+    )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtad.config import RULE_OPTIONS, GenerationOptions
+from mtad.constraints import ConstrainedRunner, Constraints
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.beam_sampling import BeamSamplingDecoder
 from mtad.decoding.decoder import Decoder
@@ -151,6 +152,7 @@ def build_decoder(
     *,
     temperature: float,
     token_texts: TokenTexts | None = None,
+    is_constrained: bool = False,
 ) -> Decoder:
     """The decoder of a method.
 
@@ -161,6 +163,7 @@ def build_decoder(
         eos_token_ids: Tokens that end an answer.
         temperature: Resolved temperature; `mtjd` searches exactly at 0.
         token_texts: Gives the text of every token by itself; only asked for strict spans.
+        is_constrained: Whether any row has constraints.
 
     Raises:
         ConfigError: The method needs a draft model and there is none, or its parts do not fit.
@@ -168,7 +171,12 @@ def build_decoder(
     eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
     pair = resolve_pair(options)
     if pair is not None:
-        return _assisted(pair, options, target, draft, eos, token_texts)
+        return _assisted(pair, options, target, draft, eos, token_texts, Constraints() if is_constrained else None)
+    if is_constrained:
+        raise ConfigError(
+            f"{options.method} takes no repetition penalty, logit bias, logits processors or grammar, got some; leave "
+            f"them out or use one of {', '.join(ASSISTED_METHODS)}"
+        )
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
@@ -187,10 +195,13 @@ def _assisted(
     draft: ModelRunner | None,
     eos: Tensor,
     token_texts: TokenTexts | None,
+    constraints: Constraints | None,
 ) -> AssistedDecoder:
     """The common loop with a drafter and a rule; `eos` is `[count]` int64."""
     entry = DRAFTERS[pair.drafter]
     auxiliary = _auxiliary_model(options, target, draft) if entry.needs_model else None
+    if auxiliary is not None and constraints is not None:
+        auxiliary = ConstrainedRunner(auxiliary, constraints)
     shape = DraftShape(
         gamma=options.gamma,
         beam_width=options.beam_width,
@@ -211,7 +222,7 @@ def _assisted(
         vocabulary = _span_vocabulary(options, target, token_texts)
         policies.append(StrictSpans(vocabulary, options.strict))
         rule = StrictSpanVerifier(rule, vocabulary.openers)
-    return AssistedDecoder(target, drafter, rule, policies)
+    return AssistedDecoder(target, drafter, rule, policies, constraints)
 
 
 def _span_vocabulary(options: GenerationOptions, target: ModelRunner, token_texts: TokenTexts | None) -> SpanVocabulary:

@@ -22,6 +22,7 @@ class RowOutcome:
         refusals: Probability that token-by-token rejection would have refused each drafted token; see
             `refusal_probabilities`.
         from_draft: Whether each token came from the draft, for methods that draft but answer at the end.
+        is_dead_end: Whether no token may follow these under the row's constraints.
     """
 
     tokens: list[int]
@@ -31,6 +32,7 @@ class RowOutcome:
     target_calls: int
     refusals: list[float] = field(default_factory=list)
     from_draft: list[bool] | None = None
+    is_dead_end: bool = False
 
     def is_drafted(self, index: int) -> bool:
         """Whether the token at `index` came from the draft."""

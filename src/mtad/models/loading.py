@@ -29,12 +29,16 @@ class SamplingDefaults:
         temperature: Softmax temperature.
         top_k: Most likely tokens kept, 0 keeps all.
         top_p: Nucleus mass kept.
+        min_p: Share of the most likely token's probability that a token needs.
+        repetition_penalty: Divides positive logits of tokens that are in the text already.
         eos_token_ids: Tokens that end an answer.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     eos_token_ids: frozenset[int] = frozenset()
 
 
@@ -116,6 +120,8 @@ def sampling_defaults(model: Any, tokenizer: Any) -> SamplingDefaults:
         temperature=stated.temperature,
         top_k=stated.top_k,
         top_p=stated.top_p,
+        min_p=stated.min_p,
+        repetition_penalty=stated.repetition_penalty,
         eos_token_ids=token_ids or _as_ids(tokenizer.eos_token_id),
     )
 

@@ -1,4 +1,4 @@
-"""Temperature, then top-k, then top-p: the same warp for target and draft."""
+"""Temperature, then top-k, top-p and min-p: the same warp for target and draft."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def warp_logits(logits: Tensor, rows: RowControls) -> Tensor:
     Returns:
         Natural log, normalised, `[batch, ..., vocab]` float32 (float64 for float64 logits); -inf where filtered.
     """
-    if not rows.has_top_p and not rows.has_some_top_k:
+    if not rows.has_top_p and not rows.has_some_top_k and not rows.has_min_p:
         return (_upcast(logits) / _per_row(rows.temperatures, logits)).log_softmax(-1)
     return warp_candidates(logits, rows).dense()
 
@@ -58,7 +58,8 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
     """
     vocab_size = logits.shape[-1]
     wanted = vocab_size if num_best is None else min(num_best, vocab_size)
-    kept = min(rows.max_top_k, vocab_size) or (vocab_size if rows.has_top_p or rows.has_some_top_k else wanted)
+    has_filter = rows.has_top_p or rows.has_some_top_k or rows.has_min_p
+    kept = min(rows.max_top_k, vocab_size) or (vocab_size if has_filter else wanted)
     values, token_ids = logits.topk(kept, dim=-1)
     scores = _upcast(values) / _per_row(rows.temperatures, logits)
     if rows.max_top_k == 0 and kept < vocab_size:
@@ -69,7 +70,7 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
 
 
 def _filter_sorted(scores: Tensor, rows: RowControls) -> Tensor:
-    """Top-k, then top-p, then normalisation, on scores in falling order."""
+    """Top-k, then top-p, then min-p (Nguyen et al. 2024), then normalisation, on scores in falling order."""
     ranks = torch.arange(scores.shape[-1], device=scores.device)
     top_ks = _per_row(rows.top_ks, scores)
     scores = scores.masked_fill((ranks >= top_ks) & (top_ks > 0), -torch.inf)
@@ -79,6 +80,8 @@ def _filter_sorted(scores: Tensor, rows: RowControls) -> Tensor:
         top_ps = _per_row(rows.top_ps, scores)
         outside = (mass_before >= top_ps) & (top_ps < 1) & (ranks > 0)
         scores = scores.masked_fill(outside, -torch.inf)
+    if rows.has_min_p:
+        scores = scores.masked_fill(scores - scores[..., :1] < _per_row(rows.min_ps, scores).log(), -torch.inf)
     return scores.log_softmax(-1)
 
 

@@ -1,6 +1,7 @@
 """The nouns that travel between rooms: tensors with a leading batch dimension, and plain results."""
 
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constraints import Grammar, GrammarCursor, LogitsProcessor, RowConstraints
 from mtad.structures.results import DecodingStats, GenerationResult, Piece
 from mtad.structures.rows import RowControls, RowSettings
 from mtad.structures.steps import StepObserver, StepRecord
@@ -11,7 +12,11 @@ __all__ = [
     "Acceptance",
     "DecodingStats",
     "GenerationResult",
+    "Grammar",
+    "GrammarCursor",
+    "LogitsProcessor",
     "Piece",
+    "RowConstraints",
     "RowControls",
     "RowSettings",
     "StepObserver",

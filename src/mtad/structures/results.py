@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Provenance = Literal["drafted", "target"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "dead_end", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,8 @@ class GenerationResult:
         log_probs: Per token, natural log-probability under the unwarped temperature-1 target.
         joint_log_ratios: Per iteration, log P - log Q of the kept drafted path (0 when nothing was kept).
         accepted_lengths: Per iteration, drafted tokens kept.
-        finish_reason: `stop` (EOS or stop string), `length`, or `cancelled`.
+        finish_reason: `stop` (EOS or stop string), `length`, `dead_end` (no token may follow under the constraints), or
+            `cancelled`.
         method: Name of the decoding method.
         config: Every resolved setting of the run.
         stats: Counts, times and likelihood.

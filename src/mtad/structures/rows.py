@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mtad.structures.constraints import UNCONSTRAINED, RowConstraints
 from mtad.structures.tree import MAX_TREE_NODES
 
 _Noun = TypeVar("_Noun")
@@ -29,6 +30,7 @@ class RowControls:
         temperatures: Softmax temperature of the warp, at least `LOWEST_TEMPERATURE`, float32.
         top_ks: Highest-probability tokens kept, int64; 0 keeps all.
         top_ps: Nucleus mass kept, in (0, 1], float32.
+        min_ps: Share of the most likely token's probability that a token needs, in [0, 1], float32.
         log_thresholds: Natural log of tau in (0, 1], float32.
         depth_limits: Deepest level drafted, int64.
         log_confidences: Natural log of the joint draft probability that a node needs to have children, float32.
@@ -36,6 +38,7 @@ class RowControls:
         max_top_k: Largest of `top_ks`, or 0 when any row keeps all; known on the host.
         has_some_top_k: Whether any row filters by top-k; known on the host.
         has_top_p: Whether any row has `top_ps` below 1; known on the host.
+        has_min_p: Whether any row has `min_ps` above 0; known on the host.
         deepest: Largest of `depth_limits`; known on the host.
         has_confidence: Whether any row stops where its draft is unsure; known on the host.
     """
@@ -46,6 +49,7 @@ class RowControls:
     temperatures: Tensor
     top_ks: Tensor
     top_ps: Tensor
+    min_ps: Tensor
     log_thresholds: Tensor
     depth_limits: Tensor
     log_confidences: Tensor
@@ -53,6 +57,7 @@ class RowControls:
     max_top_k: int
     has_some_top_k: bool
     has_top_p: bool
+    has_min_p: bool = False
     deepest: int = MAX_TREE_NODES
     has_confidence: bool = False
 
@@ -104,6 +109,7 @@ class RowControls:
             temperatures=column([max(warp.temperature, LOWEST_TEMPERATURE) for warp in warps], torch.float32),
             top_ks=column([warp.top_k for warp in warps], torch.int64),
             top_ps=column([warp.top_p for warp in warps], torch.float32),
+            min_ps=column([warp.min_p for warp in warps], torch.float32),
             log_thresholds=column([setting.threshold for setting in settings], torch.float64).log().float(),
             depth_limits=column([MAX_TREE_NODES for _ in settings], torch.int64),
             log_confidences=column([_log(setting.draft_confidence) for setting in settings], torch.float32),
@@ -111,6 +117,7 @@ class RowControls:
             max_top_k=0 if any(warp.top_k == 0 for warp in warps) else max(warp.top_k for warp in warps),
             has_some_top_k=any(warp.top_k > 0 for warp in warps),
             has_top_p=any(warp.top_p < 1 for warp in warps),
+            has_min_p=any(warp.min_p > 0 for warp in warps),
             has_confidence=any(setting.draft_confidence > 0 for setting in settings),
         )
 
@@ -119,7 +126,11 @@ class RowControls:
 class RowSettings:
     """One row's settings on the host.
 
-    `temperature` and `top_k` are at least 0, `top_p` and `threshold` in (0, 1], `draft_confidence` in [0, 1).
+    `temperature` and `top_k` are at least 0, `top_p` and `threshold` in (0, 1], `draft_confidence` in [0, 1), and
+    `min_p` in [0, 1].
+
+    Attributes:
+        constraints: What changes the logits before the warp, as the text goes on.
     """
 
     seed: int = 0
@@ -128,12 +139,14 @@ class RowSettings:
     top_p: float = 1.0
     threshold: float = 0.5
     draft_confidence: float = 0.0
+    min_p: float = 0.0
+    constraints: RowConstraints = UNCONSTRAINED
 
     def resolve_zero_temperature(self, *, one_hot_at_zero: bool) -> "RowSettings":
         """The warp to apply: unchanged above temperature 0, else one-hot (`top_k` 1) or no filter at all."""
         if self.temperature > 0:
             return self
-        return replace(self, temperature=1.0, top_k=1 if one_hot_at_zero else 0, top_p=1.0)
+        return replace(self, temperature=1.0, top_k=1 if one_hot_at_zero else 0, top_p=1.0, min_p=0.0)
 
 
 def _log(value: float) -> float:

@@ -18,7 +18,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation.logits_process import TopPLogitsWarper
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
 import mtad
@@ -230,12 +230,8 @@ def test_other_stopping_criteria_end_their_rows(model: Any, draft: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"repetition_penalty": 1.3}, "RepetitionPenaltyLogitsProcessor"),
-        ({"min_new_tokens": 3}, r"Min\w*LengthLogitsProcessor"),
-        ({"bad_words_ids": [[4]]}, "NoBadWordsLogitsProcessor"),
-        (SAMPLING | {"min_p": 0.1}, "MinPLogitsWarper"),
-        (SAMPLING | {"typical_p": 0.5}, "TypicalLogitsWarper"),
-        (SAMPLING | {"logits_processor": LogitsProcessorList([TopPLogitsWarper(0.5)]), "top_p": None}, "top_p"),
+        ({"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidanceLogitsProcessor"),
+        ({"mtad_method": "mtjd", "repetition_penalty": 1.3}, "mtjd takes no repetition penalty"),
         ({"assistant_model": None, "num_beams": 2}, "beam_width"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
@@ -250,6 +246,71 @@ def test_other_stopping_criteria_end_their_rows(model: Any, draft: Any) -> None:
 def test_what_cannot_be_honoured_is_an_error(model: Any, draft: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call(model, draft, **changes)
+
+
+def only_even(batch_row: int, token_ids: Tensor) -> list[int]:
+    return [token for token in range(3, VOCAB_SIZE) if token % 2 == batch_row % 2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.5},
+        {"min_new_tokens": 10, "eos_token_id": [EOS, 40]},
+        {"bad_words_ids": [[49], [40, 43]]},
+        {"no_repeat_ngram_size": 2},
+        {"suppress_tokens": [5, 6, 7, 40]},
+        {"sequence_bias": {(8,): 9.0}, "repetition_penalty": 1.2},
+        {"exponential_decay_length_penalty": (3, 1.5), "renormalize_logits": True},
+        {"forced_eos_token_id": EOS},
+        {"prefix_allowed_tokens_fn": only_even},
+        {"logits_processor": LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.4, 2)])},
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize("method", ["speculative", "autoregressive"])
+def test_greedy_under_logits_processors_equals_stock_greedy(
+    model: Any, draft: Any, arguments: dict[str, Any], method: str
+) -> None:
+    rows, mask = pad_left([[5, 9, 33, 40, 7], [8], [11, 12, 13]])
+    eos = arguments.get("eos_token_id", EOS)
+    plain = call(model, None, rows, attention_mask=mask, custom_generate=None, eos_token_id=eos)
+    expected = call(model, None, rows, attention_mask=mask, custom_generate=None, **arguments)
+    assert expected.shape != plain.shape or not torch.equal(expected, plain)
+    got = call(model, draft, rows, attention_mask=mask, mtad_method=method, gamma=3, **arguments)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"min_p": 0.2},
+        {"typical_p": 0.5},
+        {"epsilon_cutoff": 0.05, "repetition_penalty": 1.2},
+        {"logits_processor": LogitsProcessorList([TopPLogitsWarper(0.5)])},
+    ],
+    ids="-".join,
+)
+def test_sampling_under_processors_stays_inside_their_support(
+    model: Any, draft: Any, arguments: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    got = call(model, draft, mtad_method="speculative", gamma=2, eos_token_id=None, **SAMPLING, **arguments)
+    for end in range(PROMPT.shape[1], got.shape[1]):
+        stock = call(
+            model,
+            None,
+            got[:, :end],
+            custom_generate=None,
+            max_new_tokens=1,
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **SAMPLING,
+            **arguments,
+        )
+        assert stock.scores[0][0, got[0, end]] > -torch.inf
 
 
 def test_token_types_other_than_zero_are_an_error() -> None:

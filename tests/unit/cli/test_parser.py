@@ -22,6 +22,7 @@ SPECIAL_VALUES: dict[str, Any] = {
     "drafter": "chain",
     "verifier": "token_rejection",
     "branching": "3,2",
+    "logit_bias": ("3:1", "4:-inf"),
 }
 
 

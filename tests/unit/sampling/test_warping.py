@@ -6,7 +6,7 @@ import torch
 from tests.oracles import warp
 from tests.table_models import controls
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from mtad.sampling import warp_candidates, warp_logits
 from mtad.structures import RowControls, RowSettings
@@ -20,6 +20,9 @@ SETTINGS = [
     RowSettings(top_k=1),
     RowSettings(top_p=0.01),
     RowSettings(top_k=1000, top_p=0.9),
+    RowSettings(temperature=0.8, min_p=0.3),
+    RowSettings(temperature=1.3, top_k=6, top_p=0.9, min_p=0.1),
+    RowSettings(min_p=1.0),
 ]
 
 
@@ -35,6 +38,8 @@ def transformers_warp(logits: Tensor, setting: RowSettings) -> Tensor:
         scores = TopKLogitsWarper(setting.top_k)(ids, scores)
     if setting.top_p < 1:
         scores = TopPLogitsWarper(setting.top_p)(ids, scores)
+    if setting.min_p:
+        scores = MinPLogitsWarper(float(np.float32(setting.min_p)))(ids, scores)  # type: ignore[arg-type]
     return scores.log_softmax(-1)
 
 
@@ -65,6 +70,7 @@ def test_equals_numpy() -> None:
             temperature=float(np.float32(setting.temperature)),
             top_k=setting.top_k,
             top_p=setting.top_p,
+            min_p=setting.min_p,
         )
         np.testing.assert_allclose(warped[row], expected, rtol=0, atol=1e-12)
 

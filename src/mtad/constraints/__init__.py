@@ -1,0 +1,7 @@
+"""What the text so far says about the next token: penalties, biases, processors and grammars, at every tree node."""
+
+from mtad.constraints.base import Constraint, Constraints
+from mtad.constraints.places import Places
+from mtad.constraints.runner import ConstrainedRunner
+
+__all__ = ["ConstrainedRunner", "Constraint", "Constraints", "Places"]

@@ -1,0 +1,124 @@
+"""What every constraint offers, and all constraints of a batch as one."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtad.constraints.bias import LogitBias
+from mtad.constraints.grammar import GrammarConstraint
+from mtad.constraints.places import Places
+from mtad.constraints.processors import ProcessorConstraint
+from mtad.constraints.repetition import RepetitionPenalty
+from mtad.structures.constraints import RowConstraints
+
+
+class Constraint(Protocol):
+    """Changes logits by the text before them, for every row of a batch.
+
+    Attributes:
+        needs_host: Whether it reads tokens from the device, so that the iteration cannot stay there.
+        may_forbid: Whether it can set logits to -inf.
+    """
+
+    needs_host: bool
+    may_forbid: bool
+
+    def apply(self, scores: Tensor, places: Places, active: Sequence[bool]) -> Tensor:
+        """Logits under the constraint.
+
+        Args:
+            scores: `[batch, places, vocab]` float32 or float64; not changed.
+            places: Where they belong to.
+            active: Rows that matter; the others may be left as they are.
+        """
+        ...
+
+    def append(self, tokens: Tensor, counts: Tensor, active: Tensor) -> None:
+        """Commit the first `counts` of `tokens`, `[batch, longest]` int64, to the active rows, on the device."""
+        ...
+
+    def note(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Hear the same tokens on the host, nothing for rows that are not active."""
+        ...
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Go on with the named rows only, in that order."""
+        ...
+
+
+class Constraints:
+    """All constraints of a batch; none until `start`, and none where no row asks for any.
+
+    Both models go through one object, so that what was worked out while drafting serves verification too.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[Constraint] = []
+        self._active: Sequence[bool] = ()
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether an iteration has to leave the device."""
+        return any(part.needs_host for part in self._parts)
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[RowConstraints], vocab_size: int, device: torch.device
+    ) -> None:
+        """Begin a batch.
+
+        Args:
+            prompts: Token ids of each row.
+            rows: What each row asks for.
+            vocab_size: Width of the logits.
+            device: Where the logits are.
+        """
+        kinds: list[tuple[Callable[[RowConstraints], bool], Callable[[], Constraint]]] = [
+            (lambda row: row.repetition_penalty != 1, lambda: RepetitionPenalty(prompts, rows, vocab_size, device)),
+            (lambda row: bool(row.logit_bias), lambda: LogitBias(rows, vocab_size, device)),
+            (lambda row: bool(row.logits_processors), lambda: ProcessorConstraint(prompts, rows)),
+            (lambda row: row.grammar is not None, lambda: GrammarConstraint(rows)),
+        ]
+        self._parts = [build() for is_asked, build in kinds if any(map(is_asked, rows))]
+        self._active = [True] * len(rows)
+
+    def begin_step(self, active: Sequence[bool]) -> None:
+        """Hear which rows the next iteration is for."""
+        self._active = active
+
+    def apply(self, logits: Tensor, places: Places) -> tuple[Tensor, Tensor | None]:
+        """Logits under all constraints.
+
+        Args:
+            logits: `[batch, places, vocab]`, any float type.
+            places: Where they belong to.
+
+        Returns:
+            The changed logits, float32 at least, and whether nothing may follow a place, `[batch, places]` bool, or
+            None where that cannot be. Where nothing may follow, the logits are the unchanged ones.
+        """
+        if not self._parts:
+            return logits, None
+        original = scores = logits if logits.dtype == torch.float64 else logits.float()
+        for part in self._parts:
+            scores = part.apply(scores, places, self._active)
+        if not any(part.may_forbid for part in self._parts):
+            return scores, None
+        is_dead_end = scores.amax(-1) == -torch.inf
+        return torch.where(is_dead_end.unsqueeze(-1), original, scores), is_dead_end
+
+    def append(self, tokens: Tensor, counts: Tensor, active: Tensor) -> None:
+        """See `Constraint.append`."""
+        for part in self._parts:
+            part.append(tokens, counts, active)
+
+    def note(self, tokens: Sequence[Sequence[int]]) -> None:
+        """See `Constraint.note`."""
+        for part in self._parts:
+            part.note(tokens)
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """See `Constraint.select_rows`."""
+        for part in self._parts:
+            part.select_rows(rows)
