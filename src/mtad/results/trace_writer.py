@@ -1,6 +1,7 @@
 """Writes traces as the run goes."""
 
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,24 +11,35 @@ from mtad.errors import TraceError
 from mtad.results.trace_format import LAYOUT, METADATA_KEY, Column, Columns, TraceFacts, numpy_kind, require_arrow
 
 DEFAULT_STEPS_PER_FLUSH = 256
+DEFAULT_SECONDS_PER_FLUSH = 5.0
 
 
 class TraceWriter:
-    """Collects steps and appends them to a file some hundreds at a time, so that a killed run leaves what it did.
+    """Collects steps and appends them to a file every few seconds, so that a killed run leaves what it did.
 
     Args:
         path: The file, which is overwritten.
         facts: What holds for every step.
-        steps_per_flush: Steps written at once.
+        steps_per_flush: Steps after which they are written.
+        seconds_per_flush: Seconds after which they are written, once the next step comes.
 
     Raises:
         TraceError: The file cannot be written, or pyarrow is missing.
     """
 
-    def __init__(self, path: Path, facts: TraceFacts, *, steps_per_flush: int = DEFAULT_STEPS_PER_FLUSH) -> None:
+    def __init__(
+        self,
+        path: Path,
+        facts: TraceFacts,
+        *,
+        steps_per_flush: int = DEFAULT_STEPS_PER_FLUSH,
+        seconds_per_flush: float = DEFAULT_SECONDS_PER_FLUSH,
+    ) -> None:
         self._arrow = require_arrow()
         self._facts = facts
         self._steps_per_flush = steps_per_flush
+        self._seconds_per_flush = seconds_per_flush
+        self._flushed = monotonic()
         self._blocks: list[Columns] = []
         self._num_waiting = 0
         self._stream: Any = None
@@ -45,10 +57,11 @@ class TraceWriter:
         self.close()
 
     def add(self, block: Columns) -> None:
-        """Take some steps, one entry per column of `LAYOUT`; written once enough have come together."""
+        """Take some steps, one entry per column of `LAYOUT`; written when it is time."""
         self._blocks.append(block)
         self._num_waiting += len(block["row"][0])
-        if self._num_waiting >= self._steps_per_flush:
+        is_due = monotonic() - self._flushed >= self._seconds_per_flush
+        if is_due or self._num_waiting >= self._steps_per_flush:
             self.flush()
 
     def flush(self) -> None:
@@ -63,6 +76,7 @@ class TraceWriter:
         self._file.flush()
         self._blocks = []
         self._num_waiting = 0
+        self._flushed = monotonic()
 
     def close(self) -> None:
         """Write the rest and the end marker."""

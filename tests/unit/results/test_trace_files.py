@@ -1,5 +1,6 @@
 """Traces on disk: what is written is read, and what is whole of a damaged file."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def joined(blocks: list[Columns], name: str) -> list[Any]:
 
 def write(path: Path, num_blocks: int = 5, **options: Any) -> list[Columns]:
     blocks = [block(seed, 3, **options) for seed in range(num_blocks)]
-    with TraceWriter(path, FACTS, steps_per_flush=6) as writer:
+    with TraceWriter(path, FACTS, steps_per_flush=6, seconds_per_flush=math.inf) as writer:
         for part in blocks:
             writer.add(part)
     return blocks
@@ -87,12 +88,20 @@ def test_some_steps_of_a_batch_are_taken_whole(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_is_still_being_written_can_be_read(tmp_path: Path) -> None:
-    writer = TraceWriter(tmp_path / "trace", FACTS, steps_per_flush=4)
+    writer = TraceWriter(tmp_path / "trace", FACTS, steps_per_flush=4, seconds_per_flush=math.inf)
     for seed in range(5):
         writer.add(block(seed, 3))
     assert num_steps(tmp_path / "trace") == (12, True)
     writer.close()
     assert num_steps(tmp_path / "trace") == (15, False)
+
+
+def test_steps_are_not_held_back_for_long(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path / "trace", FACTS, seconds_per_flush=0)
+    for seed in range(3):
+        writer.add(block(seed, 1))
+        assert num_steps(tmp_path / "trace") == (seed + 1, True)
+    writer.close()
 
 
 def test_what_is_whole_of_a_trace_cut_off_anywhere_is_used(tmp_path: Path) -> None:
