@@ -30,7 +30,8 @@ def parse_contenders(words: Sequence[str], base: GenerationOptions) -> list[Cont
     """The contenders that the words name, each once, in order.
 
     A word is a rule, a rule with a drafter (`joint@beam`), or a method; settings of its own follow a colon. `all`
-    stands for single-token sampling, every rule with the first of its drafters, and the joint rule on a chain.
+    stands for single-token sampling, every rule with the first of its drafters, the joint rule on a chain, and the two
+    methods that keep several texts.
 
     Args:
         words: At least one.
@@ -53,6 +54,8 @@ def _everything() -> Iterable[str]:
             if name == "joint":
                 yield "joint@beam"
             yield f"{name}@{fitting_drafters(name)[0]}"
+    yield "beam_sampling"
+    yield "dynamic_beam"
 
 
 def _parse(word: str, base: GenerationOptions) -> Contender:

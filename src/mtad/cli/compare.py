@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 
 A contender is a rule (block), a rule with a drafter (joint@beam), or a method
 (mmtad, speculative); settings of its own follow a colon. `all` is single-token
-sampling and every rule. Flags such as --gamma hold for all of them.
+sampling, every rule, and beams. Flags such as --gamma hold for all of them.
 
 tokens/call   emitted tokens by calls of the target (95% interval in the record)
 kept          share of calls that kept 1, 2, ... drafted tokens, in percent

@@ -15,7 +15,7 @@ def test_all_holds_sampling_and_every_rule() -> None:
     pairs = [resolve_pair(item.options) for item in contenders]
     assert contenders[0].label == "autoregressive"
     assert {pair.verifier for pair in pairs if pair is not None} == set(VERIFIER_NAMES)
-    assert {"joint@beam", "joint@beam_tree"} <= {item.label for item in contenders}
+    assert {"joint@beam", "joint@beam_tree", "dynamic_beam"} <= {item.label for item in contenders}
     assert all(item.options.gamma == 2 for item in contenders)
 
 
