@@ -162,13 +162,11 @@ def _numpy(values: Tensor) -> Array:
 
 
 def check_traceable(options: GenerationOptions) -> None:
-    """Refuse methods without steps that a rule judges, and runs that mix two rules.
+    """Refuse methods without steps that a rule judges.
 
     Raises:
-        ConfigError: Such a method, with the names of the others, or strict spans.
+        ConfigError: Such a method, with the names of the others.
     """
-    if options.strict:
-        raise ConfigError("a trace is judged by one rule, and strict spans mix two; leave --strict or --trace out")
     if resolve_pair(options) is None:
         known = ", ".join(ASSISTED_METHODS)
         raise ConfigError(f"method {options.method} has no drafts to trace; leave --trace out or use one of {known}")

@@ -64,6 +64,17 @@ def test_dials_are_those_of_the_run_unless_given(command: RunCommand, tmp_path: 
     assert changed["agreement"] < 1
 
 
+def test_strict_spans_and_constraints_are_replayed(command: RunCommand, tmp_path: Path) -> None:
+    path = str(tmp_path / "run.arrow")
+    flags = ("--strict", "a,e", "--repetition-penalty", "1.3", "--min-p", "0.05", "--logit-bias", "5:1.5,7:-inf")
+    outcome = command("generate", "tell me", *SHORT, *flags, "--threshold", "0.05", "--trace", path, "--json")
+    stats = json.loads(outcome.out)["stats"]
+    (item,) = replayed(command, path)["judgements"]
+    assert item["agreement"] == 1
+    assert item["tokens_per_call"] == stats["tokens_per_call"]
+    assert item["perplexity"] == pytest.approx(stats["perplexity"], rel=1e-6)
+
+
 def test_what_is_whole_of_a_trace_cut_off_is_used(command: RunCommand, trace: str) -> None:
     whole = replayed(command, trace)
     content = Path(trace).read_bytes()
@@ -113,6 +124,4 @@ def test_a_trace_that_cannot_be_kept_is_refused_before_models_are_loaded(
     only_sentence(command("generate", "a", "--trace", str(tmp_path / "b" / "c")), "folder that does not exist")
     outcome = command("generate", "a", "--method", "mtjd", "--trace", str(tmp_path / "c"))
     only_sentence(outcome, "method mtjd has no drafts to trace")
-    outcome = command("generate", "a", "--strict", "code", "--trace", str(tmp_path / "c"))
-    only_sentence(outcome, "strict spans mix two", "leave --strict or --trace out")
     assert loads == []
