@@ -19,12 +19,18 @@ def describe_run() -> dict[str, Any]:
     """
     commit = _git("rev-parse", "HEAD")
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "commit": commit,
         "is_dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
         "machine": {"processor": _processor(), "cores": _num_cores(), "system": platform.platform()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _program() -> str:
+    """Name of the running script; `mtad` where it was started as a module."""
+    name = Path(sys.argv[0]).name
+    return "mtad" if name == "__main__.py" else name
 
 
 def _version(package: str) -> str | None:

@@ -8,8 +8,9 @@ import pytest
 from mtad.results.provenance import describe_run
 
 
-def test_command_versions_and_machine_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/mtad", "compare", "--system", "be brief"])
+@pytest.mark.parametrize("program", ["/somewhere/bin/mtad", "/somewhere/mtad/__main__.py"])
+def test_command_versions_and_machine_are_named(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "compare", "--system", "be brief"])
     run = describe_run()
     assert run["command"] == "mtad compare --system 'be brief'"
     assert set(run["versions"]) == {"python", "mtad", "torch", "transformers"}
