@@ -129,13 +129,14 @@ def _run_batch(
 
 def _figures(prompt: int, result: GenerationResult) -> AnswerFigures:
     depth = len(result.stats.acceptance_by_depth)
+    num_kept, refused = sum(result.accepted_lengths), result.stats.refused_share
     return AnswerFigures(
         prompt=prompt,
         num_tokens=result.stats.num_tokens,
         target_calls=result.stats.target_calls,
         log_prob_sum=sum(result.log_probs),
         kept_lengths=tuple(result.accepted_lengths.count(length) for length in range(depth + 1)),
-        refused_sum=(result.stats.refused_share or 0.0) * sum(result.accepted_lengths),
+        refused_sum=refused * num_kept if refused is not None else None if num_kept else 0.0,
         finish_reason=result.finish_reason,
     )
 

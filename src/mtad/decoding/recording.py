@@ -169,7 +169,7 @@ def check_traceable(options: GenerationOptions) -> None:
     """
     if resolve_pair(options) is None:
         known = ", ".join(ASSISTED_METHODS)
-        raise ConfigError(f"method {options.method} has no drafts to trace; leave --trace out or use one of {known}")
+        raise ConfigError(f"method {options.method} keeps no trace; leave --trace out or use one of {known}")
 
 
 @contextmanager

@@ -24,7 +24,8 @@ class AnswerFigures:
         target_calls: Decode calls of the target.
         log_prob_sum: Sum of the tokens' natural log-probabilities under the unwarped target.
         kept_lengths: Number of iterations that kept 0, 1, 2, ... drafted tokens.
-        refused_sum: Kept drafted tokens that token-by-token rejection would have refused, in expectation.
+        refused_sum: Kept drafted tokens that token-by-token rejection would have refused, in expectation; None for
+            methods that keep several drafted paths.
         finish_reason: `stop`, `length` or `cancelled`.
     """
 
@@ -33,7 +34,7 @@ class AnswerFigures:
     target_calls: int
     log_prob_sum: float
     kept_lengths: tuple[int, ...]
-    refused_sum: float
+    refused_sum: float | None
     finish_reason: str
 
 
@@ -48,7 +49,8 @@ class MethodSummary:
         perplexity: Token-weighted, with its interval over prompts.
         perplexity_of_mean_document: exp(-mean over answers of the mean log-probability).
         perplexity_change: Relative to the baseline, paired over prompts; None without a baseline.
-        refused_share: Share of kept drafted tokens that a lossless rule would have refused; None without a draft.
+        refused_share: Share of kept drafted tokens that a lossless rule would have refused; None without a draft,
+            and for methods that keep several drafted paths.
         tokens_per_answer: Mean length.
         cut_share: Share of answers cut at the limit.
         num_answers: Answers behind the row.
@@ -99,7 +101,7 @@ def _summary(label: str, row: dict[str, Any], baseline: dict[str, Any] | None) -
         perplexity=Estimate(*(math.exp(value) for value in (per_token.value, per_token.low, per_token.high))),
         perplexity_of_mean_document=math.exp(-sum(documents) / len(documents)),
         perplexity_change=_change(answers, baseline),
-        refused_share=sum(answer["refused_sum"] for answer in answers) / num_kept if num_kept else None,
+        refused_share=_refused_share(answers, num_kept),
         tokens_per_answer=float(tokens.sum()) / len(answers),
         cut_share=sum(answer["finish_reason"] == "length" for answer in answers) / len(answers),
         num_answers=len(answers),
@@ -107,6 +109,11 @@ def _summary(label: str, row: dict[str, Any], baseline: dict[str, Any] | None) -
         tokens_per_s=float(tokens.sum()) / decode_s if decode_s else math.nan,
         speed_ratio=_speed_ratio(row, baseline),
     )
+
+
+def _refused_share(answers: list[dict[str, Any]], num_kept: int) -> float | None:
+    refused = [answer["refused_sum"] for answer in answers]
+    return sum(refused) / num_kept if num_kept and None not in refused else None
 
 
 def _change(answers: list[dict[str, Any]], baseline: dict[str, Any] | None) -> Estimate | None:

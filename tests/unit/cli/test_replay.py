@@ -123,5 +123,5 @@ def test_a_trace_that_cannot_be_kept_is_refused_before_models_are_loaded(
     only_sentence(command("generate", "a", "--trace", str(tmp_path)), "is a folder")
     only_sentence(command("generate", "a", "--trace", str(tmp_path / "b" / "c")), "folder that does not exist")
     outcome = command("generate", "a", "--method", "mtjd", "--trace", str(tmp_path / "c"))
-    only_sentence(outcome, "method mtjd has no drafts to trace")
+    only_sentence(outcome, "method mtjd keeps no trace")
     assert loads == []

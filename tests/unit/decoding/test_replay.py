@@ -286,11 +286,11 @@ def test_a_trace_without_a_whole_step_is_refused(tmp_path: Path) -> None:
         replay_trace(TraceReader(tmp_path / "trace"), [Judge(rule="joint")])
 
 
-@pytest.mark.parametrize("method", ["beam_sampling", "mtjd"])
+@pytest.mark.parametrize("method", ["beam_sampling", "dynamic_beam", "mtjd"])
 def test_methods_without_drafts_keep_no_trace(method: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{method} has no drafts to trace; .* use one of autoregressive, "):
+    with pytest.raises(ConfigError, match=f"{method} keeps no trace; .* use one of autoregressive, "):
         check_traceable(GenerationOptions(method=method))
-    with pytest.raises(ConfigError, match="no drafts to trace"):
+    with pytest.raises(ConfigError, match="keeps no trace"):
         tiny_engine().generate("a", method=method, trace=tmp_path / "trace")
     assert not (tmp_path / "trace").exists()
 

@@ -12,7 +12,7 @@ from mtad.results.comparison import summaries_to_json, summarize
 from mtad.results.files import read_json, write_json
 
 
-def answer(prompt: int, tokens: int, calls: int, log_prob: float, kept: list[int], refused: float = 0.0) -> Any:
+def answer(prompt: int, tokens: int, calls: int, log_prob: float, kept: list[int], refused: float | None = 0.0) -> Any:
     return {
         "prompt": prompt,
         "num_tokens": tokens,
@@ -53,6 +53,12 @@ def test_figures_are_token_weighted_over_all_answers() -> None:
     assert (joint.decode_s, joint.tokens_per_s) == (2.0, 20.0)
     assert joint.speed_ratio is not None
     assert joint.speed_ratio.value == pytest.approx(1.5)
+
+
+def test_refusals_that_were_not_counted_have_no_share() -> None:
+    [beams] = summarize(record(dynamic_beam=[answer(0, 9, 3, -4.0, [1, 2], None), answer(1, 9, 9, -4.0, [9], 0.0)]))
+    assert beams.refused_share is None
+    assert beams.acceptance_by_depth
 
 
 def test_the_change_is_against_single_token_sampling() -> None:
