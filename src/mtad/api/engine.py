@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, overload
 
-from mtad.api.constraints import ConstraintReader, spell_logit_bias
+from mtad.api.constraints import ConstraintReader, read_grammar_files, spell_constraints
 from mtad.api.memory import memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.config import GenerationOptions, ModelOptions, replace_settings
@@ -44,7 +44,7 @@ class Engine:
     def __init__(self, models: LoadedModels) -> None:
         self.models = models
         self.tokenizer = models.tokenizer
-        self._constraints = ConstraintReader(models.tokenizer, models.target.vocab_size)
+        self._constraints = ConstraintReader(models.tokenizer, models.target.vocab_size, models.defaults.eos_token_ids)
         self._lock = threading.Lock()
 
     @classmethod
@@ -110,7 +110,7 @@ class Engine:
             trace: File that keeps every step, for `mtad.replay_trace`; overwritten. Needs pyarrow.
             logits_processor: Called on the host at every place of the text, `(input_ids, scores)` with one row each, as
                 transformers' own; must be pure functions.
-            **changes: Single settings by name; `logit_bias` also as a dictionary of token ids or texts.
+            **changes: Single settings by name; `logit_bias` and `json_schema` also as dictionaries.
 
         Raises:
             ConfigError: A setting is out of bounds or does not fit the others.
@@ -121,7 +121,7 @@ class Engine:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size}")
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
-        changes = spell_logit_bias(changes, self.tokenizer)
+        changes = spell_constraints(changes, self.tokenizer)
         resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
         constraints = self._constraints.read(resolved, logits_processor)
         token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
@@ -165,7 +165,7 @@ class Engine:
         """Fill what is open: sampling from the model's generation config, else 1.0 / top-k 10 / top-p 0.9; exit layers.
 
         Raises:
-            ConfigError: More exit layers than the target has.
+            ConfigError: More exit layers than the target has, or a grammar's file cannot be read.
         """
         defaults = self.models.defaults
         choices = {
@@ -184,7 +184,7 @@ class Engine:
             name: next(value for value in values if value is not None) for name, values in choices.items()
         }
         filled["exit_layers"] = exit_layers(options, self.models.target)
-        return replace(options, **filled)
+        return replace(read_grammar_files(options), **filled)
 
     def settings_record(self, options: GenerationOptions) -> dict[str, Any]:
         """Every setting of a run, resolved and with the models', as results keep it."""

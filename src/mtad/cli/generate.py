@@ -106,11 +106,13 @@ def load_engine(
     note(f"loading {models.target} ...", color)
 
     from mtad.api import Engine
+    from mtad.api.constraints import check_grammars
     from mtad.decoding import check_rule_options, needs_draft_model
     from mtad.models.loading import load_models
     from mtad.models.pairs import KNOWN_PAIRS
 
     check_rule_options(generation, given)
+    check_grammars(generation)
     needs_draft = needs_draft_model(generation)
     if needs_draft and models.draft is None and models.target not in KNOWN_PAIRS:
         raise ConfigError(

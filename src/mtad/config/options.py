@@ -151,6 +151,9 @@ class GenerationOptions:
     logit_bias: tuple[str, ...] = setting(
         tuple, (), "add to logits, as ID:VALUE,...; -inf forbids the token; may be given several times"
     )
+    json_schema: str | None = setting(str, None, "confine answers to JSON of this schema: a file, or the schema itself")
+    regex: str | None = setting(str, None, "confine answers to this regular expression")
+    grammar: str | None = setting(str, None, "confine answers to this Lark grammar: a file, or the grammar itself")
     max_new_tokens: int = setting(int, 256, "longest answer in tokens", minimum=1)
     stop: tuple[str, ...] = setting(tuple, (), "end the answer at this text; may be given several times")
     ignore_eos: bool = setting(bool, False, "go on after the end-of-text token")
@@ -165,6 +168,7 @@ class GenerationOptions:
             _check_strict(kind)
         _parse_branching(self.branching)
         _parse_logit_bias(self.logit_bias)
+        self._check_grammars()
         if self.uses_beams and self.gamma * self.beam_width > MAX_TREE_NODES:
             raise ConfigError(
                 f"gamma * beam_width must be <= {MAX_TREE_NODES} tree nodes, "
@@ -182,6 +186,15 @@ class GenerationOptions:
     def branching_counts(self) -> tuple[int, ...]:
         """`branching` as numbers, root first."""
         return _parse_branching(self.branching)
+
+    def _check_grammars(self) -> None:
+        given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"got {' and '.join(given)}, expected one grammar at most; leave the others out")
+        if given and self.ignore_eos:
+            raise ConfigError(
+                f"{given[0]} ends answers with the end-of-text token, got ignore_eos; leave one of them out"
+            )
 
     @property
     def logit_biases(self) -> dict[int, float]:

@@ -1,6 +1,7 @@
 """What every constraint offers, and all constraints of a batch as one."""
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Protocol
 
 import torch
@@ -52,11 +53,15 @@ class Constraints:
     """All constraints of a batch; none until `start`, and none where no row asks for any.
 
     Both models go through one object, so that what was worked out while drafting serves verification too.
+
+    Attributes:
+        seconds: Wall seconds spent on the batch, dispatch time only on an asynchronous device.
     """
 
     def __init__(self) -> None:
         self._parts: list[Constraint] = []
         self._active: Sequence[bool] = ()
+        self.seconds = 0.0
 
     @property
     def needs_host(self) -> bool:
@@ -82,6 +87,7 @@ class Constraints:
         ]
         self._parts = [build() for is_asked, build in kinds if any(map(is_asked, rows))]
         self._active = [True] * len(rows)
+        self.seconds = 0.0
 
     def begin_step(self, active: Sequence[bool]) -> None:
         """Hear which rows the next iteration is for."""
@@ -100,13 +106,16 @@ class Constraints:
         """
         if not self._parts:
             return logits, None
+        started = perf_counter()
         original = scores = logits if logits.dtype == torch.float64 else logits.float()
         for part in self._parts:
             scores = part.apply(scores, places, self._active)
-        if not any(part.may_forbid for part in self._parts):
-            return scores, None
-        is_dead_end = scores.amax(-1) == -torch.inf
-        return torch.where(is_dead_end.unsqueeze(-1), original, scores), is_dead_end
+        is_dead_end = None
+        if any(part.may_forbid for part in self._parts):
+            is_dead_end = scores.amax(-1) == -torch.inf
+            scores = torch.where(is_dead_end.unsqueeze(-1), original, scores)
+        self.seconds += perf_counter() - started
+        return scores, is_dead_end
 
     def append(self, tokens: Tensor, counts: Tensor, active: Tensor) -> None:
         """See `Constraint.append`."""
@@ -115,8 +124,10 @@ class Constraints:
 
     def note(self, tokens: Sequence[Sequence[int]]) -> None:
         """See `Constraint.note`."""
+        started = perf_counter()
         for part in self._parts:
             part.note(tokens)
+        self.seconds += perf_counter() - started
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """See `Constraint.select_rows`."""

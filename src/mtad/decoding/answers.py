@@ -104,6 +104,7 @@ class AnswerBuilder:
             decode_s=decode_s,
             draft_s=times.draft_s,
             verify_s=times.verify_s,
+            constraint_s=times.constraint_s,
             tokens_per_s=count / decode_s if decode_s > 0 else math.nan,
         )
         return GenerationResult(

@@ -138,6 +138,7 @@ class AssistedDecoder(Decoder):
         for row, is_active in zip(packed, active, strict=True):
             outcomes.append(_outcome(row, width) if is_active else None)
         self.constraints.note([[] if outcome is None else outcome.tokens for outcome in outcomes])
+        self.times.constraint_s = self.constraints.seconds
         for policy in self.policies:
             policy.note(outcomes)
         for runner, _ in self._runners:

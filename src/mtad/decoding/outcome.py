@@ -45,6 +45,7 @@ class PhaseTimes:
 
     draft_s: float = 0.0
     verify_s: float = 0.0
+    constraint_s: float = 0.0
 
 
 def undrafted(tokens: list[int], log_probs: list[float], target_calls: int) -> RowOutcome:

@@ -49,6 +49,7 @@ class DecodingStats:
         decode_s: Wall seconds from the end of prefill to the row's last token.
         draft_s: Wall seconds of decoding spent drafting, whole batch.
         verify_s: Wall seconds of decoding spent in the target's forward pass, whole batch.
+        constraint_s: Wall seconds of decoding spent on constraints, those of the draft included, whole batch.
         tokens_per_s: `num_tokens / decode_s`.
     """
 
@@ -63,6 +64,7 @@ class DecodingStats:
     decode_s: float
     draft_s: float
     verify_s: float
+    constraint_s: float = 0.0
     tokens_per_s: float
 
 

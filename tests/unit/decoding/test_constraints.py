@@ -1,7 +1,7 @@
 """Constraints inside the loop: every drafter, every rule, every tree node, any batch."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -158,6 +158,17 @@ def test_a_row_of_a_batch_is_the_row_alone(name: str) -> None:
         check_same(run.generate([prompts[row]], [settings[row]], [limits[row]])[0], result)
 
 
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_a_grammar_and_a_processor_that_say_the_same_are_the_same(name: str) -> None:
+    run = run_of(name)
+    results = [
+        run.generate([PROMPT] * 4, [replace(SETTING, seed=seed, constraints=item) for seed in range(4)], [20] * 4)
+        for item in (CONSTRAINTS, AS_GRAMMAR)
+    ]
+    for left, right in zip(*results, strict=True):
+        check_same(left, right)
+
+
 @pytest.mark.parametrize("method", ["mtad", "mmtad"])
 def test_width_one_trees_are_chains_under_constraints_too(method: str) -> None:
     options = {"method": method, "gamma": 3, "beam_width": 1}
@@ -208,16 +219,37 @@ def law_of_the_code(table: torch.Tensor, constraints: RowConstraints, *, drafts:
     return law
 
 
+class NoRepeats:
+    """The same rule as `no_repeats`, as a grammar of tokens."""
+
+    def __init__(self, text: Path = tuple(PROMPT)) -> None:
+        self.text = text
+
+    def cursor(self) -> "NoRepeats":
+        return NoRepeats(self.text)
+
+    def allowed(self, path: Sequence[int]) -> Tensor | None:
+        bits = sum(1 << token for token in range(VOCAB) if token not in (*self.text, *path)[-2:])
+        return torch.tensor([bits], dtype=torch.int32)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        self.text = (*self.text, *tokens)
+
+
+AS_GRAMMAR = RowConstraints(repetition_penalty=1.4, logit_bias=((0, 0.5), (2, -0.25)), grammar=NoRepeats())
+
+
+@pytest.mark.parametrize("constraints", [CONSTRAINTS, AS_GRAMMAR], ids=["processor", "grammar"])
 @pytest.mark.parametrize(
     ("rule", "branching"), [("token_rejection", (1, 1)), ("tree_rejection", (2, 1)), ("tree_rejection", (2, 2))]
 )
 def test_lossless_rules_keep_the_constrained_law(
-    rule: str, branching: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    rule: str, branching: tuple[int, ...], constraints: RowConstraints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = TokenRejectionVerifier() if rule == "token_rejection" else TreeRejectionVerifier()
     probe = Probe(monkeypatch, verifier, f"mtad.verification.{rule}")
-    target = law_of_the_code(tables(3)[0], CONSTRAINTS, drafts=False)
-    draft = law_of_the_code(tables(3)[1], CONSTRAINTS, drafts=True)
+    target = law_of_the_code(tables(3)[0], constraints, drafts=False)
+    draft = law_of_the_code(tables(3)[1], constraints, drafts=True)
     trees = drafted_trees(target, draft, branching, has_replacement=False)
     law, _ = emitted(probe, trees, branching, rejection_decisions, target)
     expected = block_law(oracle_law(tables(3)[0], PROMPT), VOCAB, len(branching) + 1)
