@@ -1,0 +1,129 @@
+"""Writes the measured tables into the documents: `python benchmarks/update_documents.py [--check]`.
+
+What stands between a table's markers comes from its record under `benchmarks/records` and nowhere else.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtad.results.comparison import MethodSummary, summarize
+from mtad.results.files import read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in a document: its place, its record, and how its lines are made."""
+
+    name: str
+    document: str
+    record: str
+    headings: tuple[str, ...]
+    cells: Callable[[MethodSummary, dict[str, Any]], tuple[str, ...]]
+
+
+def dial_cells(item: MethodSummary, _: dict[str, Any]) -> tuple[str, ...]:
+    """Tokens per call and perplexity, the latter beside single-token sampling's."""
+    label = item.label.replace(":", ", ").replace(",", ", ").replace(",  ", ", ")
+    return label, f"{item.tokens_per_call.value:.2f}", f"{item.perplexity.value:.2f}", _change(item)
+
+
+def rule_cells(item: MethodSummary, record: dict[str, Any]) -> tuple[str, ...]:
+    """Everything that sets the rules apart."""
+    exact = {True: "yes", False: "no", None: ""}[record["rows"][item.label]["is_lossless"]]
+    calls = item.tokens_per_call
+    return (
+        f"`{item.label}`",
+        exact,
+        f"{calls.value:.2f} ({calls.low:.2f} to {calls.high:.2f})",
+        " / ".join(f"{100 * share:.0f}" for share in item.acceptance_by_depth),
+        f"{item.perplexity.value:.3f}",
+        _change(item),
+        "" if item.refused_share is None else f"{item.refused_share:.1%}",
+        f"{item.tokens_per_answer:.0f}",
+        f"{item.cut_share:.0%}",
+        "" if item.speed_ratio is None else f"{item.speed_ratio.value:.2f}",
+    )
+
+
+RULE_HEADINGS = (
+    "contender",
+    "exact",
+    "tokens per call (95% interval)",
+    "kept to depth 1 / 2 / ..., %",
+    "perplexity",
+    "against sampling (95% interval)",
+    "refused",
+    "tokens",
+    "cut",
+    "speed",
+)
+TABLES = (
+    Table(
+        name="acceptance table",
+        document="README.md",
+        record="default_pair_acceptance.json",
+        headings=("method", "tokens per call", "perplexity", "against sampling (95% interval)"),
+        cells=dial_cells,
+    ),
+    Table("default pair", "docs/rules.md", "default_pair_rules.json", RULE_HEADINGS, rule_cells),
+    Table("text-to-SQL pair", "docs/rules.md", "spider_pair_rules.json", RULE_HEADINGS, rule_cells),
+)
+
+
+def _change(item: MethodSummary) -> str:
+    change = item.perplexity_change
+    return "" if change is None else f"{change.value:+.0%} ({change.low:+.0%} to {change.high:+.0%})"
+
+
+def lines(table: Table, record: dict[str, Any]) -> str:
+    """The table in Markdown, with what was measured, on what, and where the record lies."""
+    rows = [table.headings, ("---",) * len(table.headings)]
+    rows += [table.cells(item, record) for item in summarize(record)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + f"\n\n{_caption(table, record)}"
+
+
+def _caption(table: Table, record: dict[str, Any]) -> str:
+    workload, run = record["workload"], record["run"]
+    settings = next(iter(record["rows"].values()))["settings"]
+    depth = len(Path(table.document).parts) - 1
+    link = "../" * depth + f"benchmarks/records/{table.record}"
+    seeds = len(workload["seeds"])
+    return (
+        f"Gamma {settings['gamma']} and width {settings['beam_width']} unless told, temperature "
+        f"{settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}, "
+        f"{workload['num_prompts']} prompts, {seeds} seed{'s' if seeds > 1 else ''}, at most "
+        f"{settings['max_new_tokens']} new tokens, batches of {workload['batch_size']}; {record['models']['dtype']} on "
+        f"{run['machine']['cores']} cores of an {run['machine']['processor']} processor. Perplexities are of the emitted "
+        f"tokens under the target alone. Record: [{table.record}]({link})."
+    )
+
+
+def updated(text: str, table: Table) -> str:
+    """A document with a fresh table between its markers."""
+    start, end = f"<!-- {table.name}: start -->", f"<!-- {table.name}: end -->"
+    before, rest = text.split(start)
+    after = rest.split(end)[1]
+    return f"{before}{start}\n{lines(table, read_json(RECORDS / table.record))}\n{end}{after}"
+
+
+def main() -> int:
+    """Run the command line; with `--check` the status is 1 when a document and its record differ."""
+    is_stale = False
+    for table in TABLES:
+        path = ROOT / table.document
+        text = path.read_text(encoding="utf-8")
+        fresh = updated(text, table)
+        is_stale |= fresh != text
+        if "--check" not in sys.argv[1:]:
+            path.write_text(fresh, encoding="utf-8")
+    return int(is_stale and "--check" in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
