@@ -2,9 +2,9 @@
 
     python benchmarks/acceptance_table.py --prompts FOLDER --record benchmarks/records/NAME.json [flags of mtad compare]
 
-FOLDER holds `mt_bench/question.jsonl` and `spec_bench/question.jsonl`. Evenly spaced questions of both, those over 2,000
-characters left out, are decoded at temperature 1, top-k 10, top-p 0.9. A killed run goes on where it was when given the
-same record.
+FOLDER holds `mt_bench/question.jsonl` and `spec_bench/question.jsonl`. Evenly spaced questions of both, those over
+2,000 characters left out, are decoded at temperature 1, top-k 10, top-p 0.9. A killed run goes on where it was when
+given the same record.
 """
 
 import argparse

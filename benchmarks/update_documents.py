@@ -99,8 +99,8 @@ def _caption(table: Table, record: dict[str, Any]) -> str:
         f"{settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}, "
         f"{workload['num_prompts']} prompts, {seeds} seed{'s' if seeds > 1 else ''}, at most "
         f"{settings['max_new_tokens']} new tokens, batches of {workload['batch_size']}; {record['models']['dtype']} on "
-        f"{run['machine']['cores']} cores of an {run['machine']['processor']} processor. Perplexities are of the emitted "
-        f"tokens under the target alone. Record: [{table.record}]({link})."
+        f"{run['machine']['cores']} cores of an {run['machine']['processor']} processor. Perplexities are of the "
+        f"emitted tokens under the target alone. Record: [{table.record}]({link})."
     )
 
 
