@@ -4,7 +4,7 @@ What stands between a table's markers comes from its record under `benchmarks/re
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,10 @@ TABLES = (
 )
 
 
+REPLAYS = "docs/traces.md"
+REPLAY_RECORD = "replay_distance.json"
+
+
 def _change(item: MethodSummary) -> str:
     change = item.perplexity_change
     return "" if change is None else f"{change.value:+.0%} ({change.low:+.0%} to {change.high:+.0%})"
@@ -104,21 +108,51 @@ def _caption(table: Table, record: dict[str, Any]) -> str:
     )
 
 
-def updated(text: str, table: Table) -> str:
-    """A document with a fresh table between its markers."""
-    start, end = f"<!-- {table.name}: start -->", f"<!-- {table.name}: end -->"
+def between(text: str, name: str, content: str) -> str:
+    """A document with the content between the markers of a name."""
+    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
     before, rest = text.split(start)
     after = rest.split(end)[1]
-    return f"{before}{start}\n{lines(table, read_json(RECORDS / table.record))}\n{end}{after}"
+    return f"{before}{start}\n{content}\n{end}{after}"
+
+
+def replay_lines(record: dict[str, Any]) -> str:
+    """Replays of a trace beside runs, in Markdown."""
+    settings, machine = record["settings"], record["run"]["machine"]
+    rows = ["| method | tau | replay of the run at 0.5 | run at this tau | apart | steps on policy | bytes a token |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for method, row in record["rows"].items():
+        size = f"{row['trace_bytes'] / row['num_tokens']:.0f}"
+        for tau, pair in sorted(row["thresholds"].items()):
+            replayed, ran = pair["replay"]["tokens_per_call"], pair["run"]["tokens_per_call"]
+            share = f"{pair['replay']['on_policy_share']:.0%}"
+            cells = (method, tau, f"{replayed:.2f}", f"{ran:.2f}", f"{replayed / ran - 1:+.1%}", share, size)
+            rows.append(f"| {' | '.join(cells)} |")
+    caption = (
+        f"Gamma {settings['gamma']}, width {settings['beam_width']}, `top` draws, temperature 1, top-k 10, top-p 0.9, "
+        f"{settings['num_prompts']} prompts of MT-Bench, at most {settings['max_new_tokens']} new tokens; "
+        f"{record['models']['dtype']} on an {machine['processor']} processor. "
+        f"Record: [{REPLAY_RECORD}](../benchmarks/records/{REPLAY_RECORD})."
+    )
+    return "\n".join(rows) + f"\n\n{caption}"
+
+
+def documents() -> Iterator[tuple[Path, str]]:
+    """Every document with its tables made anew."""
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*(item.document for item in TABLES), REPLAYS)}
+    for table in TABLES:
+        content = lines(table, read_json(RECORDS / table.record))
+        texts[table.document] = between(texts[table.document], table.name, content)
+    texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
+    for name, text in texts.items():
+        yield ROOT / name, text
 
 
 def main() -> int:
     """Run the command line; with `--check` the status is 1 when a document and its record differ."""
     is_stale = False
-    for table in TABLES:
-        path = ROOT / table.document
+    for path, fresh in documents():
         text = path.read_text(encoding="utf-8")
-        fresh = updated(text, table)
         is_stale |= fresh != text
         if "--check" not in sys.argv[1:]:
             path.write_text(fresh, encoding="utf-8")
