@@ -22,7 +22,6 @@ CONTENDERS = (
     "mmtad:threshold=0.9,draw=sample",
     "mmtad:threshold=0.5",
     "mmtad:threshold=0.5,draw=gumbel",
-    "mmtad:threshold=0.5,draw=sample",
     "mmtad:threshold=0.1",
     "mmtad:threshold=0.5,gamma=6,beam_width=8",
     "mtad:threshold=0.9",
@@ -45,7 +44,7 @@ def main() -> int:
     arguments = ["compare", "--rules", *CONTENDERS, "--record", str(options.record)]
     for name in ("mt_bench", "spec_bench"):
         arguments += ["--prompts-file", str(options.prompts / name / "question.jsonl")]
-    arguments += ["--max-prompt-characters", "2000", "--num-prompts", "80", "--batch-size", "20"]
+    arguments += ["--max-prompt-characters", "2000", "--num-prompts", "40", "--batch-size", "20"]
     for name, value in SETTINGS.items():
         arguments += [f"--{name}", str(value)]
     return run_mtad([*arguments, *further])
