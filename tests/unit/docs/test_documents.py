@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtad.config import METHOD_NAMES
+from mtad.config import DRAFTER_NAMES, METHOD_NAMES, RULE_OPTIONS, VERIFIER_NAMES
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,6 +22,14 @@ def test_the_readme_lists_every_method() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `(\w+)`", readme, flags=re.MULTILINE))
     assert set(METHOD_NAMES) <= listed
+
+
+def test_the_rules_list_every_drafter_rule_and_dial() -> None:
+    rules = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", rules, flags=re.MULTILINE)[::-1])
+    assert {*DRAFTER_NAMES, *VERIFIER_NAMES} <= set(rows)
+    for rule, dials in RULE_OPTIONS.items():
+        assert all(f"--{dial.replace('_', '-')}" in rows[rule] for dial in dials)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
