@@ -30,7 +30,7 @@ class Constraint(Protocol):
         """Logits under the constraint.
 
         Args:
-            scores: `[batch, places, vocab]` float32 or float64; not changed.
+            scores: `[batch, places, vocab]`, any float type; not changed.
             places: Where they belong to.
             active: Rows that matter; the others may be left as they are.
         """
@@ -101,19 +101,21 @@ class Constraints:
             places: Where they belong to.
 
         Returns:
-            The changed logits, float32 at least, and whether nothing may follow a place, `[batch, places]` bool, or
+            The changed logits, and whether nothing may follow a place, `[batch, places]` bool, or
             None where that cannot be. Where nothing may follow, the logits are the unchanged ones.
         """
         if not self._parts:
             return logits, None
         started = perf_counter()
-        original = scores = logits if logits.dtype == torch.float64 else logits.float()
+        scores = logits
         for part in self._parts:
             scores = part.apply(scores, places, self._active)
         is_dead_end = None
         if any(part.may_forbid for part in self._parts):
             is_dead_end = scores.amax(-1) == -torch.inf
-            scores = torch.where(is_dead_end.unsqueeze(-1), original, scores)
+            # Where the host takes part anyway, a look costs less than a copy of all logits.
+            if not self.needs_host or bool(is_dead_end.any()):
+                scores = torch.where(is_dead_end.unsqueeze(-1), logits, scores)
         self.seconds += perf_counter() - started
         return scores, is_dead_end
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtad.constraints.places import Places
+from mtad.sampling import upcast
 from mtad.structures.constraints import RowConstraints
 
 
@@ -30,7 +31,7 @@ class LogitBias:
 
     def apply(self, scores: Tensor, places: Places, active: Sequence[bool]) -> Tensor:
         """See `Constraint.apply`."""
-        return scores + self._bias
+        return upcast(scores) + self._bias
 
     def append(self, tokens: Tensor, counts: Tensor, active: Tensor) -> None:
         """The text does not matter."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtad.constraints.places import Path, Places
+from mtad.sampling import upcast
 from mtad.structures.constraints import LogitsProcessor, RowConstraints
 
 
@@ -38,6 +39,7 @@ class ProcessorConstraint:
     def apply(self, scores: Tensor, places: Places, active: Sequence[bool]) -> Tensor:
         """See `Constraint.apply`."""
         changed = []
+        scores = upcast(scores)
         for row, paths, own, is_active in zip(self._rows, places.paths(), scores, active, strict=True):
             if is_active and row.processors:
                 changed.append(torch.cat([_process(row, path, own[i : i + 1]) for i, path in enumerate(paths)]))

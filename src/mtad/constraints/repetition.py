@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mtad.constraints.places import Places
+from mtad.sampling import upcast
 from mtad.structures.constraints import RowConstraints
 
 
@@ -42,6 +43,7 @@ class RepetitionPenalty:
         if places.tokens.shape[1]:
             said = torch.where(places.on_path(), places.tokens.unsqueeze(1), self._vocab_size)
             seen = seen.repeat(1, scores.shape[1], 1).scatter_(-1, said, value=True)
+        scores = upcast(scores)
         penalties = self._penalties.to(scores.dtype)
         penalised = torch.where(scores < 0, scores * penalties, scores / penalties)
         return torch.where(seen[..., : self._vocab_size], penalised, scores)

@@ -1,7 +1,7 @@
 """Logits become warped log-probabilities; counter-based draws."""
 
 from mtad.sampling.draws import Stream, draw_categorical, draw_without_replacement, uniform
-from mtad.sampling.warping import Candidates, warp_candidates, warp_logits
+from mtad.sampling.warping import Candidates, upcast, warp_candidates, warp_logits
 
 __all__ = [
     "Candidates",
@@ -9,6 +9,7 @@ __all__ = [
     "draw_categorical",
     "draw_without_replacement",
     "uniform",
+    "upcast",
     "warp_candidates",
     "warp_logits",
 ]

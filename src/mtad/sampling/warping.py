@@ -40,7 +40,7 @@ def warp_logits(logits: Tensor, rows: RowControls) -> Tensor:
         Natural log, normalised, `[batch, ..., vocab]` float32 (float64 for float64 logits); -inf where filtered.
     """
     if not rows.has_top_p and not rows.has_some_top_k and not rows.has_min_p:
-        return (_upcast(logits) / _per_row(rows.temperatures, logits)).log_softmax(-1)
+        return (upcast(logits) / _per_row(rows.temperatures, logits)).log_softmax(-1)
     return warp_candidates(logits, rows).dense()
 
 
@@ -61,9 +61,9 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
     has_filter = rows.has_top_p or rows.has_some_top_k or rows.has_min_p
     kept = min(rows.max_top_k, vocab_size) or (vocab_size if has_filter else wanted)
     values, token_ids = logits.topk(kept, dim=-1)
-    scores = _upcast(values) / _per_row(rows.temperatures, logits)
+    scores = upcast(values) / _per_row(rows.temperatures, logits)
     if rows.max_top_k == 0 and kept < vocab_size:
-        normaliser = (_upcast(logits) / _per_row(rows.temperatures, logits)).logsumexp(-1, keepdim=True)
+        normaliser = (upcast(logits) / _per_row(rows.temperatures, logits)).logsumexp(-1, keepdim=True)
         return Candidates(scores - normaliser, token_ids, vocab_size)
     log_probs = _filter_sorted(scores, rows)
     return Candidates(log_probs[..., :wanted], token_ids[..., :wanted], vocab_size)
@@ -85,7 +85,8 @@ def _filter_sorted(scores: Tensor, rows: RowControls) -> Tensor:
     return scores.log_softmax(-1)
 
 
-def _upcast(logits: Tensor) -> Tensor:
+def upcast(logits: Tensor) -> Tensor:
+    """Scores in which small differences count: float32, or float64 where the logits are."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
