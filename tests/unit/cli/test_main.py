@@ -18,6 +18,8 @@ HEAVY = ("torch", "transformers", "numpy", "tqdm")
         "from mtad import GenerationOptions, ModelOptions, MtadError",
         "import mtad.cli.main as cli; cli.main(['--help'])",
         "import mtad.cli.main as cli; cli.main(['generate', '--help'])",
+        "import mtad.cli.main as cli; cli.main(['compare', '--help'])",
+        "import mtad.cli.main as cli; cli.main(['replay', '--help'])",
         "import mtad.cli.main as cli; cli.main(['generate', 'hi', '--gamma', '0'])",
         "import mtad.cli.main as cli; cli.main(['generate', ''])",
     ],
