@@ -16,7 +16,6 @@ from mtad.sampling import warp_logits
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowSettings
 from mtad.structures.steps import StepObserver, StepRecord
-from mtad.structures.tree import TokenTree
 from mtad.verification import Verifier
 
 
@@ -108,11 +107,12 @@ class AssistedDecoder(Decoder):
         self.drafter.keep_path(acceptance, active)
         self.times.draft_s += drafted - started
         self.times.verify_s += scored - drafted
-        self.constraints.append(acceptance.emitted_tokens(tree.tokens), acceptance.num_accepted + 1, active)
-        return torch.cat([self._advance(tree, acceptance, logits, is_dead_end, active), refusals.double()], 1)
+        tokens = acceptance.emitted_tokens(tree.tokens)
+        self.constraints.append(tokens, acceptance.num_accepted + 1, active)
+        return torch.cat([self._advance(tokens, acceptance, logits, is_dead_end, active), refusals.double()], 1)
 
     def _advance(
-        self, tree: TokenTree, acceptance: Acceptance, logits: Tensor, is_dead_end: Tensor | None, active: Tensor
+        self, tokens: Tensor, acceptance: Acceptance, logits: Tensor, is_dead_end: Tensor | None, active: Tensor
     ) -> Tensor:
         """Make the new last token pending; pack tokens, log-probabilities and lengths for the host.
 
@@ -120,7 +120,6 @@ class AssistedDecoder(Decoder):
         """
         batch = torch.arange(len(active), device=active.device).unsqueeze(1)
         end = acceptance.num_accepted.unsqueeze(1)
-        tokens = acceptance.emitted_tokens(tree.tokens)
         scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
         last_kept = tokens.gather(1, (end - 1).clamp(min=0)).squeeze(1)
         previous = torch.where(acceptance.num_accepted > 0, last_kept, self.pending)

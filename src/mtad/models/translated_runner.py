@@ -8,9 +8,10 @@ from torch import Tensor
 from mtad.models.forward import ForwardBatch
 from mtad.models.intersection import VocabularyMap
 from mtad.models.runner import ModelRunner
+from mtad.models.wrapped_runner import WrappedRunner
 
 
-class TranslatedRunner(ModelRunner):
+class TranslatedRunner(WrappedRunner):
     """Speaks the target's vocabulary outwards and the draft's inwards, one slot per target token.
 
     Token-level intersection (Timor et al., ICML 2025, algorithm 4): tokens that only one vocabulary has get no
@@ -23,10 +24,7 @@ class TranslatedRunner(ModelRunner):
     """
 
     def __init__(self, inner: ModelRunner, vocabulary: VocabularyMap) -> None:
-        self.inner = inner
-        self.vocab_size = len(vocabulary.draft_ids)
-        self.device = inner.device
-        self.max_positions = inner.max_positions
+        super().__init__(inner, vocab_size=len(vocabulary.draft_ids))
         draft_ids = vocabulary.draft_ids.to(inner.device)
         self._fed_ids = vocabulary.fed_ids.to(inner.device)
         self._columns = draft_ids.clamp(min=0)
@@ -36,14 +34,3 @@ class TranslatedRunner(ModelRunner):
         """See `ModelRunner.forward`; -inf for tokens the draft does not have."""
         logits = self.inner.forward(replace(batch, tokens=self._fed_ids[batch.tokens]))
         return logits.index_select(-1, self._columns).masked_fill_(self._is_missing, -torch.inf)
-
-    def select_rows(self, rows: Tensor) -> None:
-        """See `ModelRunner.select_rows`."""
-        self.inner.select_rows(rows)
-        self.lengths = self.lengths[rows]
-
-    def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
-        self.inner.allocate(batch_size, num_slots - 1)
-
-    def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
-        self.inner._move_slots(sources, targets)

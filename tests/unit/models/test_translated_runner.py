@@ -30,7 +30,7 @@ from mtad.models.intersection import VocabularyMap
 from mtad.models.runner import ModelRunner
 from mtad.models.table import TableRunner
 from mtad.models.translated_runner import TranslatedRunner
-from mtad.structures import GenerationResult, RowSettings
+from mtad.structures import GenerationResult, RowConstraints, RowSettings
 from mtad.verification import VERIFIERS, RuleSettings
 
 VOCAB = 4
@@ -221,3 +221,14 @@ def test_a_row_of_a_batch_is_the_row_alone(rule: str) -> None:
         alone = run.generate([prompts[row]], [rows[row]], [limits[row]])[0]
         assert (alone.token_ids, alone.accepted_lengths) == (result.token_ids, result.accepted_lengths)
         assert alone.joint_log_ratios == pytest.approx(result.joint_log_ratios, abs=1e-12)
+
+
+def test_a_translated_draft_can_be_constrained() -> None:
+    draft = TranslatedRunner(TableRunner(DRAFT), PARTIAL)
+    decoder = build_decoder(
+        GenerationOptions(), TableRunner(TARGET), draft, frozenset(), temperature=1.0, is_constrained=True
+    )
+    bias = RowConstraints(logit_bias=((0, -math.inf),))
+    decoder.prefill([[1, 2]], [RowSettings(constraints=bias)], [8])
+    outcomes = [decoder.step([True])[0] for _ in range(4)]
+    assert all(outcome is not None and outcome.tokens and 0 not in outcome.tokens for outcome in outcomes)
