@@ -8,6 +8,7 @@ from transformers import AttentionInterface
 
 from mtad.errors import UnsupportedModelError
 from mtad.models.forward import ForwardBatch
+from mtad.models.kernels.launch import kernel_serves, tree_attention_kernel
 
 ATTENTION_NAME = "mtad_tree"
 """Name under which the function is registered with transformers."""
@@ -29,7 +30,8 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Attention of tree nodes over committed tokens, their ancestors and themselves.
 
-    Query heads that share a key head are folded into the query axis, so keys are never repeated.
+    Query heads that share a key head are folded into the query axis, so keys are never repeated. On CUDA a Triton
+    kernel reads the visible slots alone; elsewhere, and in float64, a mask says which of the readable ones count.
 
     Args:
         module: The attention layer; only its class name is used, in errors.
@@ -59,6 +61,9 @@ def tree_attention(
             "use a model with plain softmax attention"
         )
     rows, heads, queries, head_dim = query.shape
+    if kernel_serves(query, value):
+        scale = head_dim**-0.5 if scaling is None else scaling
+        return tree_attention_kernel(query, key, value, batch, scaling=scale, softcap=softcap), None
     groups = heads // key.shape[1]
     folded = query.reshape(rows, key.shape[1], groups * queries, head_dim)
     mask = batch.additive_mask(groups, query)

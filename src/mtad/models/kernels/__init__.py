@@ -1,0 +1,1 @@
+"""Triton kernels and what launches them; nothing here is imported where Triton is not used."""
