@@ -7,8 +7,11 @@ import pytest
 import torch
 from tests.tiny_models import EOS, tiny_model
 
+from mtad.api.memory import memory_errors
 from mtad.config import GenerationOptions
-from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces
+from mtad.decoding import AnswerLimits, Decoder, Request, RunFacts, build_decoder, generate_pieces
+from mtad.decoding.assisted import AssistedDecoder
+from mtad.errors import CapacityError
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.structures import GenerationResult, RowSettings
 
@@ -27,7 +30,14 @@ def _runner(seed: int, device: str) -> TransformersRunner:
 
 
 def _decode(options: GenerationOptions, temperature: float, device: str) -> list[GenerationResult]:
-    decoder = build_decoder(options, _runner(0, device), _runner(1, device), frozenset({EOS}), temperature=temperature)
+    return _run(_decoder(options, temperature, device), options, temperature)
+
+
+def _decoder(options: GenerationOptions, temperature: float, device: str) -> Decoder:
+    return build_decoder(options, _runner(0, device), _runner(1, device), frozenset({EOS}), temperature=temperature)
+
+
+def _run(decoder: Decoder, options: GenerationOptions, temperature: float) -> list[GenerationResult]:
     settings = RowSettings(seed=3, temperature=temperature, top_k=8, top_p=0.9, threshold=options.threshold)
     limits = AnswerLimits(max_new_tokens=24, eos_token_ids=frozenset({EOS}))
     requests = [
@@ -61,3 +71,53 @@ def test_cuda_gives_the_tokens_of_the_cpu(changes: dict[str, Any], temperature: 
     assert [result.token_ids for result in on_cuda] == [result.token_ids for result in on_cpu]
     for cuda_result, cpu_result in zip(on_cuda, on_cpu, strict=True):
         assert cuda_result.log_probs == pytest.approx(cpu_result.log_probs, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "autoregressive"},
+        {"method": "speculative"},
+        {"method": "mtad"},
+        {"method": "mmtad"},
+        {"method": "mmtad", "draw": "gumbel"},
+        {"verifier": "block", "drafter": "chain"},
+        {"verifier": "traversal", "drafter": "branching_tree"},
+        {"verifier": "joint", "drafter": "dynamic_tree"},
+        {"verifier": "exact_match", "drafter": "prompt_lookup"},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_captured_iterations_give_the_tokens_of_those_run_one_by_one(
+    changes: dict[str, Any], temperature: float
+) -> None:
+    options = GenerationOptions(**changes)
+    decoder = _decoder(options, temperature, "cuda")
+    captured = _run(decoder, options, temperature)
+    eager = _decode(replace(options, cuda_graphs="off"), temperature, "cuda")
+    assert isinstance(decoder, AssistedDecoder)
+    assert decoder.loop is not None
+    assert decoder.loop.refusal is None
+    assert decoder.loop.num_captures >= 1
+    assert [result.token_ids for result in captured] == [result.token_ids for result in eager]
+
+
+def test_the_host_reads_once_an_iteration() -> None:
+    options = GenerationOptions(method="mmtad")
+    decoder = _decoder(options, 1.0, "cuda")
+    settings = [RowSettings(seed=row) for row in range(len(PROMPTS))]
+    decoder.prefill(PROMPTS, settings, [64] * len(PROMPTS))
+    for _ in range(3):
+        decoder.step([True] * len(PROMPTS))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(4):
+            decoder.step([True] * len(PROMPTS))
+        torch.cuda.synchronize()
+    copies = [event for event in profile.events() or () if "Memcpy DtoH" in event.name]
+    assert len(copies) == 4
+
+
+def test_memory_that_is_not_there_is_one_sentence() -> None:
+    with pytest.raises(CapacityError, match=r"lower --batch-size, .*--max-new-tokens"), memory_errors():
+        torch.empty(1 << 44, dtype=torch.int64, device="cuda")

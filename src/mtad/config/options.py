@@ -158,6 +158,12 @@ class GenerationOptions:
     stop: tuple[str, ...] = setting(tuple, (), "end the answer at this text; may be given several times")
     ignore_eos: bool = setting(bool, False, "go on after the end-of-text token")
     seed: int = setting(int, 0, "seed of all random draws", minimum=0, maximum=2**62)
+    cuda_graphs: Literal["auto", "off"] = setting(
+        str,
+        "auto",
+        "CUDA: replay whole iterations as captured graphs where nothing on the host takes part, or never",
+        choices=("auto", "off"),
+    )
     search_budget: int = setting(int, 4096, "mtjd at temperature 0: prefixes expanded per block", minimum=1)
 
     def __post_init__(self) -> None:

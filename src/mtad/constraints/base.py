@@ -64,6 +64,11 @@ class Constraints:
         self.seconds = 0.0
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no row of the batch has any."""
+        return not self._parts
+
+    @property
     def needs_host(self) -> bool:
         """Whether an iteration has to leave the device."""
         return any(part.needs_host for part in self._parts)

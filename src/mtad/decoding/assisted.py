@@ -11,6 +11,7 @@ from mtad.decoding.decoder import Decoder
 from mtad.decoding.outcome import RowOutcome, refusal_probabilities, unwarped_log_probs
 from mtad.decoding.row_policy import RowPolicy
 from mtad.drafting import Drafter, limit_tree
+from mtad.models.graphs import Capture, ReplayLoop
 from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
 from mtad.structures.acceptance import Acceptance
@@ -28,9 +29,11 @@ class AssistedDecoder(Decoder):
         verifier: Judges them.
         policies: What changes the rows' settings between iterations.
         constraints: Those of the rows, which the drafter's model follows too; None where no row has any.
+        capture: Records an iteration so that it can be replayed; None runs every iteration as it is.
 
     Attributes:
         observer: Is shown every iteration; None shows nothing and costs nothing.
+        loop: Captures and replays iterations; None where there is no `capture`.
     """
 
     observer: StepObserver | None = None
@@ -42,16 +45,20 @@ class AssistedDecoder(Decoder):
         verifier: Verifier,
         policies: Sequence[RowPolicy] = (),
         constraints: Constraints | None = None,
+        capture: Capture | None = None,
     ) -> None:
-        super().__init__(target, extra_slots=drafter.num_nodes + drafter.gamma, one_hot_at_zero=verifier.is_lossless)
+        # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch; where the host is
+        # an iteration behind, it has gone on for another one by then.
+        overshoot = drafter.gamma if capture is None else 2 * drafter.gamma + 1
+        super().__init__(target, extra_slots=drafter.num_nodes + overshoot, one_hot_at_zero=verifier.is_lossless)
         self.drafter = drafter
         self.verifier = verifier
         self.policies = tuple(policies)
         self.constraints = constraints or Constraints()
         self.gamma = drafter.gamma
-        # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch.
+        self.loop = None if capture is None else ReplayLoop(self._iterate, capture, target.device)
         if drafter.runner is not None:
-            self._runners.append((drafter.runner, drafter.num_slots + drafter.gamma))
+            self._runners.append((drafter.runner, drafter.num_slots + overshoot))
 
     def prefill(self, prompts: list[list[int]], settings: list[RowSettings], max_new_tokens: list[int]) -> None:
         """See `Decoder.prefill`."""
@@ -61,6 +68,11 @@ class AssistedDecoder(Decoder):
         self.constraints.start(
             prompts, [setting.constraints for setting in settings], self.target.vocab_size, self.target.device
         )
+        if self.loop is not None:
+            self.loop.restart()
+        if self.is_replayed:
+            for runner, _ in self._runners:
+                runner.fix_shapes()
 
     def select_rows(self, rows: list[int]) -> None:
         """See `Decoder.select_rows`."""
@@ -68,12 +80,22 @@ class AssistedDecoder(Decoder):
         for policy in self.policies:
             policy.select_rows(rows)
         self.constraints.select_rows(rows)
+        if self.loop is not None:
+            self.loop.select_rows(rows)
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether iterations are captured: nothing on the host takes part in them."""
+        return self.loop is not None and self.observer is None and not self.policies and self.constraints.is_empty
 
     @torch.inference_mode()
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """See `Decoder.step`."""
         self.constraints.begin_step(active)
-        packed = self._iterate(torch.tensor(active, device=self.target.device))
+        if self.loop is not None and self.is_replayed:
+            packed = self.loop.run(active)
+        else:
+            packed = self._iterate(torch.tensor(active, device=self.target.device))
         return self._read(packed.tolist(), active)
 
     def _iterate(self, active: Tensor) -> Tensor:
@@ -96,7 +118,7 @@ class AssistedDecoder(Decoder):
                     row_ids=self.row_ids,
                     active=active,
                     rows=rows,
-                    pending=self.pending,
+                    pending=self.pending.clone(),
                     tree=tree,
                     logits=logits,
                     target_log_probs=target_log_probs,
@@ -123,8 +145,8 @@ class AssistedDecoder(Decoder):
         scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
         last_kept = tokens.gather(1, (end - 1).clamp(min=0)).squeeze(1)
         previous = torch.where(acceptance.num_accepted > 0, last_kept, self.pending)
-        self.previous = torch.where(active, previous, self.previous)
-        self.pending = torch.where(active, acceptance.next_tokens, self.pending)
+        self.previous.copy_(torch.where(active, previous, self.previous))
+        self.pending.copy_(torch.where(active, acceptance.next_tokens, self.pending))
         log_probs = unwarped_log_probs(logits[batch, scored_after], tokens)
         if is_dead_end is not None:
             tokens = tokens.masked_fill(is_dead_end.gather(1, scored_after), -1)

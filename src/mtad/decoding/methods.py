@@ -19,6 +19,7 @@ from mtad.decoding.row_policy import RowPolicy
 from mtad.decoding.strict_spans import SpanVocabulary, StrictSpans
 from mtad.drafting import DRAFTERS, BeamSampler, DraftShape
 from mtad.errors import ConfigError
+from mtad.models.graphs import capture_cuda_graph
 from mtad.models.runner import ModelRunner
 from mtad.verification import VERIFIERS, RuleSettings, StrictSpanVerifier, Verifier
 
@@ -222,7 +223,10 @@ def _assisted(
         vocabulary = _span_vocabulary(options, target, token_texts)
         policies.append(StrictSpans(vocabulary, options.strict))
         rule = StrictSpanVerifier(rule, vocabulary.openers)
-    return AssistedDecoder(target, drafter, rule, policies, constraints)
+    models = [target] if auxiliary is None else [target, auxiliary]
+    is_captured = options.cuda_graphs == "auto" and all(model.can_be_captured for model in models)
+    capture = capture_cuda_graph if is_captured else None
+    return AssistedDecoder(target, drafter, rule, policies, constraints, capture)
 
 
 def _span_vocabulary(options: GenerationOptions, target: ModelRunner, token_texts: TokenTexts | None) -> SpanVocabulary:

@@ -92,7 +92,7 @@ class BeamSampler:
             origins=origins,
             weights=weights - weights.logsumexp(1, keepdim=True),
             joint=beams.joint.gather(1, origins) + step,
-            finished=carried | torch.isin(tokens, self.eos_token_ids),
+            finished=carried | is_any_of(tokens, self.eos_token_ids),
             carried=carried,
             unwarped=unwarped_steps(logits, origins, tokens, carried) if self.keeps_unwarped else None,
         )
@@ -114,6 +114,11 @@ class BeamSampler:
         draw = draw_categorical if self.draw == "sample" else draw_without_replacement
         drawn = draw(log_weights, uniform(rows, Stream.DRAFT, depth, self.width))
         return torch.where(rows.is_greedy.unsqueeze(1), best, drawn)
+
+
+def is_any_of(tokens: Tensor, token_ids: Tensor) -> Tensor:
+    """Whether each token is one of `[count]` ids; unlike `torch.isin` it never asks the device how many there are."""
+    return (tokens.unsqueeze(-1) == token_ids).any(-1)
 
 
 def carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor]:

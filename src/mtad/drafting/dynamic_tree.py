@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtad.drafting.beams import Beams, carry_finished
+from mtad.drafting.beams import Beams, carry_finished, is_any_of
 from mtad.drafting.ranking import ranking_log_probs
 from mtad.models.runner import ModelRunner
 from mtad.sampling import Candidates
@@ -104,7 +104,7 @@ class DynamicTreeDrafter:
         tokens, origins = tokens.flatten(1), origins.expand(len(step), -1)
         joint = (frontier.joint.unsqueeze(-1) + step).flatten(1)
         carried = frontier.finished.gather(1, origins)
-        finished = carried | torch.isin(tokens, self.eos_token_ids)
+        finished = carried | is_any_of(tokens, self.eos_token_ids)
         return Beams(tokens, origins, joint, joint, finished, carried)
 
 

@@ -51,11 +51,14 @@ class TokenHistory:
         is_new = (order < counts.unsqueeze(1)) & active.unsqueeze(1)
         slots = torch.where(is_new, self.lengths.unsqueeze(1) + order, self.tokens.shape[1] - 1)
         self.tokens.scatter_(1, slots, tokens)
-        self.lengths = self.lengths + torch.where(active, counts, 0)
+        self.lengths += torch.where(active, counts, 0)
 
     def select_rows(self, rows: Tensor) -> None:
         """Keep only the named rows, in that order, `[kept]` int64."""
         self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
+
+    def fix_shapes(self) -> None:
+        """Shapes are fixed here."""
 
     def note_longest(self, longest: int) -> None:
         """Nothing here depends on the longest row."""

@@ -20,6 +20,10 @@ class RowState(Protocol):
         """Keep only the named rows, `[kept]` int64."""
         ...
 
+    def fix_shapes(self) -> None:
+        """Make no call depend on what the host knows of the lengths, until the next `allocate`."""
+        ...
+
     def note_longest(self, longest: int) -> None:
         """Hear the length of the longest row, once the host has read it."""
         ...

@@ -43,6 +43,7 @@ class ModelRunner(ABC):
         self.num_slots = capacity + 1
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self._longest = 0
+        self._has_fixed_shapes = False
         try:
             self._allocate_slots(batch_size, self.num_slots)
         except (RuntimeError, MemoryError) as error:
@@ -175,13 +176,24 @@ class ModelRunner(ABC):
         self.lengths += torch.where(active, num_accepted + 1, 0)
         self._longest += depth + 1
 
+    def fix_shapes(self) -> None:
+        """Offer all slots to every call from now on, so that it can be captured; `allocate` ends that."""
+        self._has_fixed_shapes = True
+
     def note_longest(self, longest: int) -> None:
         """Tell the exact length of the longest row, once the host has read it; keeps attention short."""
         self._longest = longest
 
     def _visible(self, num_new: int) -> int:
         """Slots to read when `num_new` tokens follow the committed ones."""
+        if self._has_fixed_shapes:
+            return self.num_slots - 1
         return min(self._longest + num_new, self.num_slots - 1)
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether calls with fixed shapes can be captured in a CUDA graph."""
+        return False
 
     def first_layers(self, count: int) -> "ModelRunner":
         """The model's first layers as a model with a cache of its own, `count` from 1 to `num_layers`.

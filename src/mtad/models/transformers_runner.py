@@ -64,6 +64,11 @@ class TransformersRunner(ModelRunner):
         """See `ModelRunner.first_layers`; the weights are shared."""
         return TransformersRunner(first_layers(self.model, count), vocab_size=self.vocab_size)
 
+    @property
+    def can_be_captured(self) -> bool:
+        """See `ModelRunner.can_be_captured`; a model spread over devices cannot be."""
+        return self.device.type == "cuda" and {weight.device for weight in self.model.parameters()} == {self.device}
+
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """One call of the model; see `ModelRunner.forward`."""

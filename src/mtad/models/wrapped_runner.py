@@ -22,6 +22,11 @@ class WrappedRunner(ModelRunner):
         self.max_positions = inner.max_positions
         self.num_layers = inner.num_layers
 
+    @property
+    def can_be_captured(self) -> bool:
+        """See `ModelRunner.can_be_captured`."""
+        return self.inner.can_be_captured
+
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See `ModelRunner.forward`."""
         return self.inner.forward(batch)
