@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtad.sampling.nucleus import filter_unsorted
 from mtad.structures.rows import RowControls
+
+_FIRST_LOOK = 256
+_NEXT_LOOK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ def warp_logits(logits: Tensor, rows: RowControls) -> Tensor:
     """
     if not rows.has_top_p and not rows.has_some_top_k and not rows.has_min_p:
         return (upcast(logits) / _per_row(rows.temperatures, logits)).log_softmax(-1)
+    if _stays_unsorted(logits, rows):
+        return filter_unsorted(logits, upcast(logits) / _per_row(rows.temperatures, logits), rows)
     return warp_candidates(logits, rows).dense()
 
 
@@ -59,6 +65,11 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
     vocab_size = logits.shape[-1]
     wanted = vocab_size if num_best is None else min(num_best, vocab_size)
     has_filter = rows.has_top_p or rows.has_some_top_k or rows.has_min_p
+    if has_filter and not rows.has_some_top_k:
+        if num_best is not None and _stays_unsorted(logits, rows):
+            return Candidates(*warp_logits(logits, rows).topk(wanted, dim=-1), vocab_size)
+        if logits.device.type == "cpu":
+            return _first_survivors(logits, rows, wanted)
     kept = min(rows.max_top_k, vocab_size) or (vocab_size if has_filter else wanted)
     values, token_ids = logits.topk(kept, dim=-1)
     scores = upcast(values) / _per_row(rows.temperatures, logits)
@@ -69,13 +80,36 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
     return Candidates(log_probs[..., :wanted], token_ids[..., :wanted], vocab_size)
 
 
-def _filter_sorted(scores: Tensor, rows: RowControls) -> Tensor:
-    """Top-k, then top-p, then min-p (Nguyen et al. 2024), then normalisation, on scores in falling order."""
+def _stays_unsorted(logits: Tensor, rows: RowControls) -> bool:
+    """Whether filters are applied in place: sorting a vocabulary costs an accelerator more than looking for a border."""
+    return logits.is_cuda and not rows.has_some_top_k and logits.dtype != torch.float64
+
+
+def _first_survivors(logits: Tensor, rows: RowControls, wanted: int) -> Candidates:
+    """Top-p and min-p on as many of the best tokens as it takes until a filtered one is among them, everywhere."""
+    vocab_size = logits.shape[-1]
+    temperatures = _per_row(rows.temperatures, logits)
+    normaliser = (upcast(logits) / temperatures).logsumexp(-1, keepdim=True)
+    count = _FIRST_LOOK
+    while True:
+        count = min(count, vocab_size)
+        values, token_ids = logits.topk(count, dim=-1)
+        log_probs = _filter_sorted(upcast(values) / temperatures, rows, normaliser)
+        if count == vocab_size or bool((log_probs[..., -1] == -torch.inf).all()):
+            return Candidates(log_probs[..., :wanted], token_ids[..., :wanted], vocab_size)
+        count *= _NEXT_LOOK
+
+
+def _filter_sorted(scores: Tensor, rows: RowControls, normaliser: Tensor | None = None) -> Tensor:
+    """Top-k, then top-p, then min-p (Nguyen et al. 2024), then normalisation, on scores in falling order.
+
+    The normaliser, natural log, is that of all tokens, where `scores` holds only the best of them.
+    """
     ranks = torch.arange(scores.shape[-1], device=scores.device)
     top_ks = _per_row(rows.top_ks, scores)
     scores = scores.masked_fill((ranks >= top_ks) & (top_ks > 0), -torch.inf)
     if rows.has_top_p:
-        probs = scores.softmax(-1)
+        probs = scores.softmax(-1) if normaliser is None else (scores - normaliser).exp()
         mass_before = probs.cumsum(-1) - probs
         top_ps = _per_row(rows.top_ps, scores)
         outside = (mass_before >= top_ps) & (top_ps < 1) & (ranks > 0)
