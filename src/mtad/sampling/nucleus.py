@@ -34,8 +34,8 @@ def filter_unsorted(logits: Tensor, scores: Tensor, rows: RowControls) -> Tensor
 def nucleus(logits: Tensor, probs: Tensor, top_ps: Tensor) -> Tensor:
     """The most likely tokens whose mass first reaches `top_ps`, of equally likely ones those of the lowest ids.
 
-    The least likely of them is found by bisection of the logits' bit patterns, 16 or 32 rounds of one masked sum: exact,
-    always the same sums in the same order, and no step depends on a value.
+    The least likely of them is found by bisection of the logits' bit patterns, 16 or 32 rounds of one masked sum:
+    exact, always the same sums in the same order, and no step depends on a value.
 
     Args:
         logits: `[..., vocab]` of 16 or 32 bits.

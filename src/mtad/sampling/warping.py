@@ -81,7 +81,7 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
 
 
 def _stays_unsorted(logits: Tensor, rows: RowControls) -> bool:
-    """Whether filters are applied in place: sorting a vocabulary costs an accelerator more than looking for a border."""
+    """Whether filters are applied in place: sorting costs an accelerator more than looking for a border."""
     return logits.is_cuda and not rows.has_some_top_k and logits.dtype != torch.float64
 
 
