@@ -12,6 +12,7 @@ from mtad.models.architecture import TESTED_MODEL_TYPES
 from mtad.models.checkpoints import load_causal_model, read_model_config
 from mtad.models.intersection import VocabularyMap
 from mtad.models.matching import match_draft
+from mtad.models.packed_linear import pack_linears
 from mtad.models.pairs import KNOWN_PAIRS, resolve_model
 from mtad.models.placement import check_device_map, choose_device, choose_dtype, dtype_name
 from mtad.models.probe import check_tree_logits
@@ -189,7 +190,8 @@ def _serve_draft(model: Any, vocab_size: int, vocabulary: VocabularyMap | None) 
 
 
 def _serve(model: Any, vocab_size: int | None) -> TransformersRunner:
-    """A runner with tree attention, probed once unless the tests cover its type."""
+    """A runner with tree attention and packed weights, probed once unless the tests cover its type."""
+    pack_linears(model)
     runner = TransformersRunner(model, vocab_size=vocab_size)
     if model.config.model_type not in TESTED_MODEL_TYPES:
         check_tree_logits(runner)
