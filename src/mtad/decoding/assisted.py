@@ -1,6 +1,6 @@
 """The loop: draft, score the tree, judge it, keep the path."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from time import perf_counter
 
 import torch
@@ -11,7 +11,7 @@ from mtad.decoding.decoder import Decoder
 from mtad.decoding.outcome import RowOutcome, refusal_probabilities, unwarped_log_probs
 from mtad.decoding.row_policy import RowPolicy
 from mtad.drafting import Drafter, limit_tree
-from mtad.models.graphs import Capture, ReplayLoop
+from mtad.models.graphs import Capture, ReplayLoop, places_of, places_of_rows
 from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
 from mtad.structures.acceptance import Acceptance
@@ -56,7 +56,7 @@ class AssistedDecoder(Decoder):
         self.policies = tuple(policies)
         self.constraints = constraints or Constraints()
         self.gamma = drafter.gamma
-        self.loop = None if capture is None else ReplayLoop(self._iterate, capture, target.device)
+        self.loop = None if capture is None else ReplayLoop(self._iterate, self._layout, capture, target.device)
         if drafter.runner is not None:
             self._runners.append((drafter.runner, drafter.num_slots + overshoot))
 
@@ -132,6 +132,10 @@ class AssistedDecoder(Decoder):
         tokens = acceptance.emitted_tokens(tree.tokens)
         self.constraints.append(tokens, acceptance.num_accepted + 1, active)
         return torch.cat([self._advance(tokens, acceptance, logits, is_dead_end, active), refusals.double()], 1)
+
+    def _layout(self) -> Hashable:
+        runners = tuple(runner.layout() for runner, _ in self._runners)
+        return (*runners, *places_of([self.pending, self.previous]), *places_of_rows(self.rows))
 
     def _advance(
         self, tokens: Tensor, acceptance: Acceptance, logits: Tensor, is_dead_end: Tensor | None, active: Tensor

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from mtad.decoding.outcome import PhaseTimes, RowOutcome
+from mtad.models.graphs import settle, settle_rows
 from mtad.models.row_state import RowState
 from mtad.models.runner import ModelRunner
 from mtad.structures.rows import RowControls, RowSettings
@@ -33,6 +34,8 @@ class Decoder(ABC):
         self.times = PhaseTimes()
         self._runners: list[tuple[RowState, int]] = [(target, extra_slots)]
         self._one_hot_at_zero = one_hot_at_zero
+        self.pending = self.previous = torch.zeros(0, dtype=torch.int64, device=target.device)
+        self._first_rows: RowControls | None = None
 
     @torch.inference_mode()
     def prefill(self, prompts: list[list[int]], settings: list[RowSettings], max_new_tokens: list[int]) -> None:
@@ -55,10 +58,12 @@ class Decoder(ABC):
         for runner, extra_slots in self._runners:
             runner.allocate(len(prompts), room + extra_slots + 2)
             runner.prefill(token_ids, lengths)
-        self.pending = token_ids.gather(1, lengths.unsqueeze(1)).squeeze(1)
-        self.previous = token_ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        self.pending = settle(self.pending, token_ids.gather(1, lengths.unsqueeze(1)).squeeze(1))
+        last_but_one = token_ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        self.previous = settle(self.previous, last_but_one)
         self.row_ids = torch.arange(len(prompts), device=device)
-        self.rows = RowControls.from_settings(settings, one_hot_at_zero=self._one_hot_at_zero, device=device)
+        rows = RowControls.from_settings(settings, one_hot_at_zero=self._one_hot_at_zero, device=device)
+        self.rows = self._first_rows = settle_rows(self._first_rows, rows)
 
     @abstractmethod
     def step(self, active: list[bool]) -> list[RowOutcome | None]:

@@ -19,7 +19,7 @@ from mtad.decoding.row_policy import RowPolicy
 from mtad.decoding.strict_spans import SpanVocabulary, StrictSpans
 from mtad.drafting import DRAFTERS, BeamSampler, DraftShape
 from mtad.errors import ConfigError
-from mtad.models.graphs import capture_cuda_graph
+from mtad.models.graphs import Capture, CudaGraphCapture
 from mtad.models.runner import ModelRunner
 from mtad.verification import VERIFIERS, RuleSettings, StrictSpanVerifier, Verifier
 
@@ -154,6 +154,7 @@ def build_decoder(
     temperature: float,
     token_texts: TokenTexts | None = None,
     is_constrained: bool = False,
+    capture: Capture | None = None,
 ) -> Decoder:
     """The decoder of a method.
 
@@ -165,6 +166,7 @@ def build_decoder(
         temperature: Resolved temperature; `mtjd` searches exactly at 0.
         token_texts: Gives the text of every token by itself; only asked for strict spans.
         is_constrained: Whether any row has constraints.
+        capture: Records iterations on CUDA; decoders that take turns share one.
 
     Raises:
         ConfigError: The method needs a draft model and there is none, or its parts do not fit.
@@ -172,7 +174,15 @@ def build_decoder(
     eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
     pair = resolve_pair(options)
     if pair is not None:
-        return _assisted(pair, options, target, draft, eos, token_texts, Constraints() if is_constrained else None)
+        return _assisted(
+            pair,
+            options,
+            (target, draft),
+            eos,
+            token_texts,
+            Constraints() if is_constrained else None,
+            capture or CudaGraphCapture(),
+        )
     if is_constrained:
         raise ConfigError(
             f"{options.method} takes no repetition penalty, logit bias, logits processors or grammar, got some; leave "
@@ -192,13 +202,14 @@ def build_decoder(
 def _assisted(
     pair: AssistedMethod,
     options: GenerationOptions,
-    target: ModelRunner,
-    draft: ModelRunner | None,
+    runners: tuple[ModelRunner, ModelRunner | None],
     eos: Tensor,
     token_texts: TokenTexts | None,
     constraints: Constraints | None,
+    capture: Capture,
 ) -> AssistedDecoder:
     """The common loop with a drafter and a rule; `eos` is `[count]` int64."""
+    target, draft = runners
     entry = DRAFTERS[pair.drafter]
     auxiliary = _auxiliary_model(options, target, draft) if entry.needs_model else None
     if auxiliary is not None and constraints is not None:
@@ -225,8 +236,7 @@ def _assisted(
         rule = StrictSpanVerifier(rule, vocabulary.openers)
     models = [target] if auxiliary is None else [target, auxiliary]
     is_captured = options.cuda_graphs == "auto" and all(model.can_be_captured for model in models)
-    capture = capture_cuda_graph if is_captured else None
-    return AssistedDecoder(target, drafter, rule, policies, constraints, capture)
+    return AssistedDecoder(target, drafter, rule, policies, constraints, capture if is_captured else None)
 
 
 def _span_vocabulary(options: GenerationOptions, target: ModelRunner, token_texts: TokenTexts | None) -> SpanVocabulary:

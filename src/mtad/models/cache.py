@@ -90,7 +90,7 @@ class SlotCache(Cache):
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy slots within every row, `[batch, count]` each; all sources are read before any target is written."""
         rows = torch.arange(self.num_rows, device=sources.device).unsqueeze(1)
-        for tensor in self._tensors():
+        for tensor in self.tensors():
             here = (rows.to(tensor.device), targets.to(tensor.device))
             tensor[here[0], :, here[1]] = tensor[here[0], :, sources.to(tensor.device)]
 
@@ -104,6 +104,7 @@ class SlotCache(Cache):
                 layer.values = values.index_select(0, rows.to(values.device))
         self.num_rows = len(rows)
 
-    def _tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
+        """Keys and values of every layer that has been written to."""
         pairs = [layer.contents for layer in self.slot_layers if layer.is_initialized]
         return [tensor for pair in pairs for tensor in pair]

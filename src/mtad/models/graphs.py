@@ -1,35 +1,80 @@
 """The same call over and over: captured once, replayed, its result read one call later."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from mtad.structures.rows import RowControls
+
+_MAX_SHAPES = 8
 
 Call = Callable[[], Tensor]
 Capture = Callable[[Call], Call]
 """Records what a call does on the device, without doing it; the result does the same again to the same memory."""
 
 
-def capture_cuda_graph(call: Call) -> Call:
-    """Record a call as a CUDA graph.
+class CudaGraphCapture:
+    """Records calls as CUDA graphs that share their scratch memory, so only one may run at a time."""
 
-    Args:
-        call: Reads and writes memory that stays where it is, and asks the device nothing.
+    def __init__(self) -> None:
+        self._pool: Any = None
 
-    Raises:
-        RuntimeError: The call does what a graph cannot hold, or its memory is not there.
-    """
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on using the device meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = call()
+    def __call__(self, call: Call) -> Call:
+        """Record one call.
 
-    def replay() -> Tensor:
-        graph.replay()
-        return output
+        Args:
+            call: Reads and writes memory that stays where it is, and asks the device nothing.
 
-    return replay
+        Raises:
+            RuntimeError: The call does what a graph cannot hold, or its memory is not there.
+        """
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        # Other threads may go on using the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = call()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+def settle(old: Tensor | None, new: Tensor) -> Tensor:
+    """`new` at the address of `old`, where that has its shape, so that captured calls find it there again."""
+    if old is None or old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
+        return new
+    return old.copy_(new)
+
+
+def settle_rows(old: RowControls | None, new: RowControls) -> RowControls:
+    """`new` at the addresses of `old`, as `settle` does it for one tensor."""
+    if old is None:
+        return new
+    tensors = {name: value for name, value in _fields(new).items() if isinstance(value, Tensor)}
+    settled: dict[str, Any] = {name: settle(getattr(old, name), value) for name, value in tensors.items()}
+    return replace(new, **settled)
+
+
+def places_of(tensors: Iterable[Tensor]) -> tuple[Hashable, ...]:
+    """Where tensors lie and how; equal places are the same memory to a captured call."""
+    return tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors)
+
+
+def places_of_rows(rows: RowControls) -> tuple[Hashable, ...]:
+    """Where the rows' tensors lie, and what the host knows of them."""
+    values = _fields(rows).values()
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return (*places_of(tensors), *(value for value in values if not isinstance(value, Tensor)))
+
+
+def _fields(rows: RowControls) -> dict[str, Any]:
+    return {item.name: getattr(rows, item.name) for item in fields(rows)}
 
 
 @dataclass(slots=True)
@@ -68,11 +113,13 @@ class ReplayLoop:
     """Runs one call over and over for a batch, the host one call behind the device.
 
     The first call of a shape runs as it is, which warms up whatever compiles or allocates; the second one is captured.
-    A call that cannot be captured goes on running as it is.
+    A call that cannot be captured goes on running as it is. What was captured is replayed again in later batches whose
+    state lies in the same places.
 
     Args:
         call: Takes the active rows, `[batch]` bool, and returns what the host reads, leading with the batch. Its state
             lives at fixed addresses between two `restart` or `select_rows`.
+        layout: Where that state lies and what else a captured call depends on.
         capture: How calls are captured.
         device: Where they run.
 
@@ -81,8 +128,16 @@ class ReplayLoop:
         refusal: Why the call cannot be captured, once it has been tried in vain.
     """
 
-    def __init__(self, call: Callable[[Tensor], Tensor], capture: Capture, device: torch.device) -> None:
+    def __init__(
+        self,
+        call: Callable[[Tensor], Tensor],
+        layout: Callable[[], Hashable],
+        capture: Capture,
+        device: torch.device,
+    ) -> None:
         self._call = call
+        self._layout = layout
+        self._shapes: dict[Hashable, _Shape] = {}
         self._capture = capture
         self._device = device
         self.num_captures = 0
@@ -91,7 +146,7 @@ class ReplayLoop:
         self._shape: _Shape | None = None
 
     def restart(self) -> None:
-        """Begin another batch; forgets what was captured and what is under way."""
+        """Begin another batch; forgets what is under way."""
         self._flight, self._shape = None, None
 
     def select_rows(self, rows: Sequence[int]) -> None:
@@ -111,23 +166,27 @@ class ReplayLoop:
         return landing.land()
 
     def _do(self, active: list[bool]) -> Tensor:
-        if self._shape is None:
+        shape = self._shape or self._shapes.get(self._layout())
+        if shape is None:
             self._shape = _Shape(torch.tensor(active, device=self._device), active)
             return self._call(self._shape.active)
-        shape = self._shape
+        self._shape = shape
         if active != shape.said:
             shape.active.copy_(torch.tensor(active))
             shape.said = active
         if shape.replay is None and self.refusal is None:
-            shape.replay = self._try_capture(shape.active)
+            self._try_capture(shape)
         return self._call(shape.active) if shape.replay is None else shape.replay()
 
-    def _try_capture(self, active: Tensor) -> Call | None:
+    def _try_capture(self, shape: _Shape) -> None:
         try:
-            replay = self._capture(lambda: self._call(active))
+            shape.replay = self._capture(lambda: self._call(shape.active))
         except RuntimeError as error:
             # Nothing has run on the device, so the call can be made as it is.
             self.refusal = error
-            return None
+            return
         self.num_captures += 1
-        return replay
+        # Asked now: the caches are there since the first call at the latest.
+        self._shapes[self._layout()] = shape
+        if len(self._shapes) > _MAX_SHAPES:
+            del self._shapes[next(iter(self._shapes))]

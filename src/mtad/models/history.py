@@ -1,7 +1,11 @@
 """The committed tokens of every row, on the device."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
+
+from mtad.models.graphs import places_of, settle
 
 
 class TokenHistory:
@@ -17,14 +21,15 @@ class TokenHistory:
         lengths: Committed tokens of each row, `[batch]` int64.
     """
 
-    tokens: Tensor
-    lengths: Tensor
-
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self.tokens = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
+        self.lengths = self.tokens[:, 0:0].sum(1)
 
     def allocate(self, batch_size: int, capacity: int) -> None:
-        """Make room for `batch_size` rows of `capacity` tokens; forgets what was there."""
+        """Make room for `batch_size` rows of `capacity` tokens, where it was if that is possible; forgets them."""
+        if self.tokens.shape[0] == batch_size and capacity < self.tokens.shape[1] <= 2 * (capacity + 1):
+            return
         # One more slot is a waste bin for the padding of ragged appends.
         self.tokens = torch.zeros(batch_size, capacity + 1, dtype=torch.int64, device=self.device)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
@@ -37,7 +42,7 @@ class TokenHistory:
             lengths: Tokens of each prompt but its last, `[batch]` int64, as runners are given them.
         """
         self.tokens[:, : token_ids.shape[1]] = token_ids
-        self.lengths = lengths + 1
+        self.lengths = settle(self.lengths, lengths + 1)
 
     def append(self, tokens: Tensor, counts: Tensor, active: Tensor) -> None:
         """Add the first `counts` tokens of every active row.
@@ -59,6 +64,10 @@ class TokenHistory:
 
     def fix_shapes(self) -> None:
         """Shapes are fixed here."""
+
+    def layout(self) -> Hashable:
+        """See `RowState.layout`."""
+        return places_of([self.tokens, self.lengths])
 
     def note_longest(self, longest: int) -> None:
         """Nothing here depends on the longest row."""

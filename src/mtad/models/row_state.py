@@ -1,5 +1,6 @@
 """What is kept for every row of a batch."""
 
+from collections.abc import Hashable
 from typing import Protocol
 
 from torch import Tensor
@@ -22,6 +23,10 @@ class RowState(Protocol):
 
     def fix_shapes(self) -> None:
         """Make no call depend on what the host knows of the lengths, until the next `allocate`."""
+        ...
+
+    def layout(self) -> Hashable:
+        """Where the rows' memory lies; a captured call fits as long as this is equal."""
         ...
 
     def note_longest(self, longest: int) -> None:

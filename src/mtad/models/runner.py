@@ -1,12 +1,14 @@
 """The common half of every model runner: positions, slots and compaction of a static cache."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
 from mtad.errors import CapacityError, UnsupportedModelError
 from mtad.models.forward import ForwardBatch
+from mtad.models.graphs import places_of, settle
 from mtad.structures.tree import TokenTree
 
 PREFILL_CHUNK = 512
@@ -37,13 +39,20 @@ class ModelRunner(ABC):
     def allocate(self, batch_size: int, capacity: int) -> None:
         """Make room for `batch_size` rows of `capacity` tokens, tree nodes included; forgets what was cached.
 
+        A cache at hand that fits is used again, so that it stays where it is; it may then have more slots.
+
         Raises:
             CapacityError: The memory for the cache is not there.
         """
-        self.num_slots = capacity + 1
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        lengths = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        self.lengths = settle(getattr(self, "lengths", None), lengths)
         self._longest = 0
         self._has_fixed_shapes = False
+        at_hand = self._slots_at_hand(batch_size)
+        if capacity < at_hand <= 2 * (capacity + 1):
+            self.num_slots = at_hand
+            return
+        self.num_slots = capacity + 1
         try:
             self._allocate_slots(batch_size, self.num_slots)
         except (RuntimeError, MemoryError) as error:
@@ -180,9 +189,17 @@ class ModelRunner(ABC):
         """Offer all slots to every call from now on, so that it can be captured; `allocate` ends that."""
         self._has_fixed_shapes = True
 
+    def layout(self) -> tuple[Hashable, ...]:
+        """See `RowState.layout`."""
+        return (self.num_slots, *places_of([self.lengths]))
+
     def note_longest(self, longest: int) -> None:
         """Tell the exact length of the longest row, once the host has read it; keeps attention short."""
         self._longest = longest
+
+    def _slots_at_hand(self, batch_size: int) -> int:
+        """Slots per row of a cache of so many rows that can be used again, 0 for none."""
+        return 0
 
     def _visible(self, num_new: int) -> int:
         """Slots to read when `num_new` tokens follow the committed ones."""

@@ -1,7 +1,7 @@
 """Drives any Hugging Face causal language model that follows the attention interface."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from mtad.models.attention import ATTENTION_NAME, BATCH_ARGUMENT
 from mtad.models.cache import SlotCache
 from mtad.models.early_exit import first_layers
 from mtad.models.forward import ForwardBatch
+from mtad.models.graphs import places_of
 from mtad.models.runner import ModelRunner
 
 
@@ -69,6 +70,10 @@ class TransformersRunner(ModelRunner):
         """See `ModelRunner.can_be_captured`; a model spread over devices cannot be."""
         return self.device.type == "cuda" and {weight.device for weight in self.model.parameters()} == {self.device}
 
+    def layout(self) -> tuple[Hashable, ...]:
+        """See `RowState.layout`."""
+        return (*super().layout(), *places_of([] if self.cache is None else self.cache.tensors()))
+
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """One call of the model; see `ModelRunner.forward`."""
@@ -98,6 +103,9 @@ class TransformersRunner(ModelRunner):
     def release(self) -> None:
         """Give the cache's memory back."""
         self.cache = None
+
+    def _slots_at_hand(self, batch_size: int) -> int:
+        return 0 if self.cache is None or self.cache.num_rows != batch_size else self.cache.num_slots
 
     def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
         if self._sliding_window is not None and num_slots > self._sliding_window:

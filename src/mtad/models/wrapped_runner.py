@@ -1,5 +1,7 @@
 """A model runner that changes what goes into another one, or what comes out."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,10 @@ class WrappedRunner(ModelRunner):
     def can_be_captured(self) -> bool:
         """See `ModelRunner.can_be_captured`."""
         return self.inner.can_be_captured
+
+    def layout(self) -> tuple[Hashable, ...]:
+        """See `RowState.layout`."""
+        return (*super().layout(), *self.inner.layout())
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See `ModelRunner.forward`."""

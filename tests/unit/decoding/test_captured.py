@@ -57,16 +57,17 @@ def _decode(
     *,
     top_k: int = 8,
     top_p: float = 0.9,
+    seed: int = 0,
 ) -> list[GenerationResult]:
     settings = RowSettings(temperature=temperature, top_k=top_k, top_p=top_p, threshold=0.3)
     requests = [
         Request(
             row=row,
             prompt=prompt,
-            settings=replace(settings, seed=row),
+            settings=replace(settings, seed=10 * seed + row),
             limits=AnswerLimits(max_new_tokens=count, eos_token_ids=frozenset()),
         )
-        for row, (prompt, count) in enumerate(zip(PROMPTS, counts, strict=True))
+        for row, (prompt, count) in enumerate(zip(PROMPTS, counts, strict=False))
     ]
     pieces = generate_pieces(decoder, requests, lambda token_ids: " ".join(map(str, token_ids)), RunFacts(method="x"))
     return sorted((piece.result for piece in pieces if piece.result), key=lambda result: result.stats.num_prompt_tokens)
@@ -100,11 +101,39 @@ def test_unfiltered_rows_are_replayed_too(pair: tuple[TransformersRunner, Transf
     assert [result.token_ids for result in answers[0]] == [result.token_ids for result in answers[1]]
 
 
-def test_a_second_batch_is_captured_anew(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
+@pytest.mark.parametrize("drafter", ["beam_tree", "prompt_lookup", "chain"])
+def test_a_batch_of_the_same_shape_replays_what_was_captured(
+    pair: tuple[TransformersRunner, TransformersRunner], drafter: str
+) -> None:
+    options = GenerationOptions(gamma=2, beam_width=2, drafter=drafter, verifier="joint")
+    decoder = _decoder(pair, options, 1.0, captured=True)
+    assert decoder.loop is not None
+    for seed in range(3):
+        replayed = _decode(decoder, 1.0, counts=(12,), seed=seed)
+        eager = _decode(_decoder(pair, options, 1.0, captured=False), 1.0, counts=(12,), seed=seed)
+        assert [result.token_ids for result in replayed] == [result.token_ids for result in eager]
+    assert decoder.loop.num_captures == 1
+
+
+def test_other_filters_are_captured_anew(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
     options = GenerationOptions(gamma=2, beam_width=2)
     decoder = _decoder(pair, options, 1.0, captured=True)
-    first = _decode(decoder, 1.0)
-    assert _decode(decoder, 1.0, counts=(9, 9, 9))[0].token_ids[:7] == first[0].token_ids[:7]
+    _decode(decoder, 1.0)
+    replayed = _decode(decoder, 1.0, top_k=3, top_p=1.0)
+    eager = _decode(_decoder(pair, options, 1.0, captured=False), 1.0, top_k=3, top_p=1.0)
+    assert [result.token_ids for result in replayed] == [result.token_ids for result in eager]
+
+
+def test_decoders_that_take_turns_do_not_disturb_each_other(
+    pair: tuple[TransformersRunner, TransformersRunner],
+) -> None:
+    shapes = [GenerationOptions(gamma=2, beam_width=2), GenerationOptions(method="speculative", gamma=3)]
+    decoders = [_decoder(pair, options, 1.0, captured=True) for options in shapes]
+    for seed in range(4):
+        for decoder, options in zip(decoders, shapes, strict=True):
+            replayed = _decode(decoder, 1.0, counts=(9, 9, 9), seed=seed)
+            eager = _decode(_decoder(pair, options, 1.0, captured=False), 1.0, counts=(9, 9, 9), seed=seed)
+            assert [result.token_ids for result in replayed] == [result.token_ids for result in eager]
 
 
 def test_what_takes_part_on_the_host_is_not_replayed(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
@@ -131,7 +160,7 @@ def test_a_call_that_reads_from_the_device_goes_on_as_it_is() -> None:
             state.add_(active)
         return state.clone().unsqueeze(1)
 
-    loop = ReplayLoop(call, record_call, torch.device("cpu"))
+    loop = ReplayLoop(call, lambda: int(state[0].data_ptr()), record_call, torch.device("cpu"))
     seen = [loop.run([True, step < 2]).tolist() for step in range(4)]
     assert isinstance(loop.refusal, HostReadError)
     assert seen == [[[1], [1]], [[2], [2]], [[3], [3]], [[4], [3]]]
@@ -144,7 +173,7 @@ def test_rows_under_way_are_thinned_with_the_others() -> None:
         state[0].add_(10)
         return state[0].clone().unsqueeze(1)
 
-    loop = ReplayLoop(call, record_call, torch.device("cpu"))
+    loop = ReplayLoop(call, lambda: int(state[0].data_ptr()), record_call, torch.device("cpu"))
     assert loop.run([True] * 3).tolist() == [[10], [11], [12]]
     loop.select_rows([2, 0])
     state[0] = state[0][[2, 0]]
