@@ -121,3 +121,16 @@ def test_the_host_reads_once_an_iteration() -> None:
 def test_memory_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(CapacityError, match=r"lower --batch-size, .*--max-new-tokens"), memory_errors():
         torch.empty(1 << 44, dtype=torch.int64, device="cuda")
+
+
+def test_a_later_batch_replays_what_was_captured() -> None:
+    options = GenerationOptions(method="mmtad", ignore_eos=True)
+    decoder = _decoder(options, 1.0, "cuda")
+    assert isinstance(decoder, AssistedDecoder)
+    assert decoder.loop is not None
+    settings = [RowSettings(seed=row) for row in range(len(PROMPTS))]
+    for _ in range(3):
+        decoder.prefill(PROMPTS, settings, [64] * len(PROMPTS))
+        for _ in range(4):
+            decoder.step([True] * len(PROMPTS))
+    assert decoder.loop.num_captures == 1

@@ -14,9 +14,9 @@ from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.config import GenerationOptions, ModelOptions, replace_settings
 from mtad.decoding import (
     AnswerLimits,
+    DecoderShelf,
     Request,
     RunFacts,
-    build_decoder,
     check_traceable,
     exit_layers,
     generate_pieces,
@@ -45,6 +45,7 @@ class Engine:
         self.models = models
         self.tokenizer = models.tokenizer
         self._constraints = ConstraintReader(models.tokenizer, models.target.vocab_size, models.defaults.eos_token_ids)
+        self._shelf = DecoderShelf(models.target, models.draft)
         self._lock = threading.Lock()
 
     @classmethod
@@ -234,10 +235,8 @@ class Engine:
         self, requests: list[Request], options: GenerationOptions, batch_size: int, trace: Path | None
     ) -> Generator[Piece, None, None]:
         assert options.temperature is not None
-        decoder = build_decoder(
+        decoder = self._shelf.decoder(
             options,
-            self.models.target,
-            self.models.draft,
             self._eos_token_ids(options),
             temperature=options.temperature,
             token_texts=self._token_texts,

@@ -13,10 +13,12 @@ from mtad.decoding.methods import (
     resolve_pair,
 )
 from mtad.decoding.recording import check_traceable, recording
+from mtad.decoding.shelf import DecoderShelf
 
 __all__ = [
     "AnswerLimits",
     "Decoder",
+    "DecoderShelf",
     "Request",
     "RunFacts",
     "build_decoder",
