@@ -25,7 +25,7 @@ from mtad.decoding import (
     resolve_pair,
 )
 from mtad.errors import CapacityError, ConfigError, MtadError
-from mtad.models.loading import LoadedModels, load_models
+from mtad.models.loading import LoadedModels, load_models, load_stock_models
 from mtad.models.runner import ModelRunner
 from mtad.structures import GenerationResult, LogitsProcessor, Piece, RowConstraints, RowSettings
 
@@ -190,6 +190,10 @@ class Engine:
     def settings_record(self, options: GenerationOptions) -> dict[str, Any]:
         """Every setting of a run, resolved and with the models', as results keep it."""
         return asdict(self.resolve(options)) | {"models": asdict(self.models.options)}
+
+    def load_stock_models(self) -> tuple[Any, Any | None]:
+        """Target and draft once more as transformers runs them; see `mtad.models.loading.load_stock_models`."""
+        return load_stock_models(self.models.options)
 
     def _request(self, row: int, prompt: list[int], options: GenerationOptions, constraints: RowConstraints) -> Request:
         limit = self._position_limit(options)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mtad import __version__
-from mtad.cli import chat, compare, generate, replay
+from mtad.cli import bench, chat, compare, generate, replay
 from mtad.cli.parser import Parser
 from mtad.errors import MtadError
 
@@ -67,6 +67,7 @@ def build_parser() -> Parser:
     chat.add_command(commands)
     compare.add_command(commands)
     replay.add_command(commands)
+    bench.add_command(commands)
     return parser
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from mtad.config import ModelOptions
+from mtad.errors import ConfigError
 from mtad.models.adapters import merge_adapter, resolve_adapter
 from mtad.models.architecture import TESTED_MODEL_TYPES
 from mtad.models.checkpoints import load_causal_model, read_model_config
@@ -111,6 +112,35 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
         options=resolved,
         vocabulary=vocabulary,
     )
+
+
+def load_stock_models(options: ModelOptions) -> tuple[Any, Any | None]:
+    """Target and draft once more as transformers runs them, to measure its own decoding beside ours.
+
+    Args:
+        options: Those of a loaded pair, device and dtype resolved; adapters are merged as for the pair.
+
+    Returns:
+        The target and the draft, or None where there is no draft or it has a vocabulary of its own.
+
+    Raises:
+        ConfigError: The target is spread over devices.
+        ModelLoadError: A model cannot be loaded.
+        CapacityError: The memory is not there.
+    """
+    if options.device_map is not None:
+        raise ConfigError(
+            f"transformers' own decoding is measured on one device, got device_map {options.device_map}; "
+            "leave --device-map out, or the transformers contenders"
+        )
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    source = resolve_model(options.target, "target")
+    target = _load_target(options, source, read_model_config(source, "target", options.revision), dtype, device)
+    if options.draft is None or options.match_vocabularies != "exact":
+        return target, None
+    draft_source = resolve_model(options.draft, "draft")
+    draft_config = read_model_config(draft_source, "draft")
+    return target, load_causal_model(draft_source, "draft", draft_config, dtype=dtype, device=device)
 
 
 def sampling_defaults(model: Any, tokenizer: Any) -> SamplingDefaults:
