@@ -11,6 +11,7 @@ from typing import Any
 
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
+from mtad.results.speed import SpeedSummary, summarize_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -76,6 +77,8 @@ TABLES = (
 )
 
 
+SPEED = "docs/performance.md"
+SPEED_RECORD = "bench_default_pair.json"
 REPLAYS = "docs/traces.md"
 REPLAY_RECORD = "replay_distance.json"
 
@@ -137,13 +140,45 @@ def replay_lines(record: dict[str, Any]) -> str:
     return "\n".join(rows) + f"\n\n{caption}"
 
 
+def speed_lines(record: dict[str, Any]) -> str:
+    """Our methods beside transformers' own, in Markdown."""
+    rows = ["| contender | tokens/s (95% interval) | speed | tokens per call | perplexity | prefill, ms |"]
+    rows.append("|---|---|---|---|---|---|")
+    rows += [f"| {' | '.join(_speed_cells(item))} |" for item in summarize_speed(record, record["setup"]["peers"][0])]
+    machine, workloads = record["run"]["machine"], record["setup"]["workloads"]
+    caption = (
+        f"{'; '.join(item['label'].capitalize() for item in workloads)}; gamma 3 and width 3 unless told, top-k 10, "
+        f"top-p 0.9, {1 + max(item['repeat'] for item in record['samples'])} prompts in turns; "
+        f"{record['models']['dtype']}, {record['threads']} threads on {machine['cores']} cores of an "
+        f"{machine['processor']} processor, commit {record['run']['commit'][:7]}. "
+        f"Record: [{SPEED_RECORD}](../benchmarks/records/{SPEED_RECORD})."
+    )
+    return "\n".join(rows) + f"\n\n{caption}"
+
+
+def _speed_cells(item: SpeedSummary) -> tuple[str, ...]:
+    speed, ratio = item.tokens_per_s, item.ratio
+    return (
+        f"`{item.label}`",
+        f"{speed.value:.1f} ({speed.low:.1f} to {speed.high:.1f})",
+        "" if ratio is None else f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})",
+        "" if item.tokens_per_call is None else f"{item.tokens_per_call:.2f}",
+        f"{item.perplexity:.2f}",
+        f"{item.prefill_ms:.0f}",
+    )
+
+
 def documents() -> Iterator[tuple[Path, str]]:
     """Every document with its tables made anew."""
-    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*(item.document for item in TABLES), REPLAYS)}
+    texts = {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in (*(item.document for item in TABLES), REPLAYS, SPEED)
+    }
     for table in TABLES:
         content = lines(table, read_json(RECORDS / table.record))
         texts[table.document] = between(texts[table.document], table.name, content)
     texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
+    texts[SPEED] = between(texts[SPEED], "speed", speed_lines(read_json(RECORDS / SPEED_RECORD)))
     for name, text in texts.items():
         yield ROOT / name, text
 

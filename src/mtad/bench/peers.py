@@ -116,7 +116,7 @@ def sampling_settings(workload: SpeedWorkload, top_k: int, top_p: float) -> Gene
 def _quiet() -> Iterator[None]:
     """Keep what transformers remarks on its own settings off the screen."""
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
