@@ -82,7 +82,7 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
 
 def _stays_unsorted(logits: Tensor, rows: RowControls) -> bool:
     """Whether filters are applied in place: sorting costs an accelerator more than looking for a border."""
-    return logits.is_cuda and not rows.has_some_top_k and logits.dtype != torch.float64
+    return logits.device.type != "cpu" and not rows.has_some_top_k and logits.dtype != torch.float64
 
 
 def _first_survivors(logits: Tensor, rows: RowControls, wanted: int) -> Candidates:
