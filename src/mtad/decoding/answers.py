@@ -87,7 +87,9 @@ class AnswerBuilder:
         self._flush(segments)
         return self._piece(len(self._token_ids), segments)
 
-    def result(self, facts: RunFacts, *, prefill_s: float, decode_s: float, times: PhaseTimes) -> GenerationResult:
+    def result(
+        self, facts: RunFacts, *, prefill_s: float, decode_s: float, times: PhaseTimes, cache_bytes: int = 0
+    ) -> GenerationResult:
         """The finished answer."""
         count = len(self._token_ids)
         steps = len(self._accepted)
@@ -105,6 +107,7 @@ class AnswerBuilder:
             draft_s=times.draft_s,
             verify_s=times.verify_s,
             constraint_s=times.constraint_s,
+            cache_bytes=cache_bytes,
             tokens_per_s=count / decode_s if decode_s > 0 else math.nan,
         )
         return GenerationResult(

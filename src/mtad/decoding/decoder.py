@@ -65,6 +65,11 @@ class Decoder(ABC):
         rows = RowControls.from_settings(settings, one_hot_at_zero=self._one_hot_at_zero, device=device)
         self.rows = self._first_rows = settle_rows(self._first_rows, rows)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that all models hold for the batch."""
+        return sum(runner.cache_bytes for runner, _ in self._runners)
+
     @abstractmethod
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """Run one iteration; None for rows that are not active."""

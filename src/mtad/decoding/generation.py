@@ -41,6 +41,7 @@ def generate_pieces(decoder: Decoder, requests: Sequence[Request], decode: Decod
         [item.limits.max_new_tokens for item in requests],
     )
     prefilled = perf_counter()
+    cache_bytes = decoder.cache_bytes
     while not all(builder.is_finished for builder in builders):
         builders = _drop_finished(decoder, builders)
         outcomes = decoder.step([not builder.is_finished for builder in builders])
@@ -54,6 +55,7 @@ def generate_pieces(decoder: Decoder, requests: Sequence[Request], decode: Decod
                     prefill_s=prefilled - started,
                     decode_s=perf_counter() - prefilled,
                     times=replace(decoder.times),
+                    cache_bytes=max(cache_bytes, decoder.cache_bytes),
                 )
                 piece = replace(piece, result=result)
             yield piece

@@ -26,6 +26,11 @@ class TokenHistory:
         self.tokens = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
         self.lengths = self.tokens[:, 0:0].sum(1)
 
+    @property
+    def cache_bytes(self) -> int:
+        """See `RowState.cache_bytes`."""
+        return self.tokens.nbytes
+
     def allocate(self, batch_size: int, capacity: int) -> None:
         """Make room for `batch_size` rows of `capacity` tokens, where it was if that is possible; forgets them."""
         if self.tokens.shape[0] == batch_size and capacity < self.tokens.shape[1] <= 2 * (capacity + 1):

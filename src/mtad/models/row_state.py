@@ -9,6 +9,11 @@ from torch import Tensor
 class RowState(Protocol):
     """A memory of the rows that a decoder allocates, fills and thins: a model's cache, or the text itself."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that is held for the rows."""
+        ...
+
     def allocate(self, batch_size: int, capacity: int) -> None:
         """Make room; forgets what was there."""
         ...

@@ -189,6 +189,11 @@ class ModelRunner(ABC):
         """Offer all slots to every call from now on, so that it can be captured; `allocate` ends that."""
         self._has_fixed_shapes = True
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values that are held, once they have been written to."""
+        return 0
+
     def layout(self) -> tuple[Hashable, ...]:
         """See `RowState.layout`."""
         return (self.num_slots, *places_of([self.lengths]))

@@ -70,6 +70,11 @@ class TransformersRunner(ModelRunner):
         """See `ModelRunner.can_be_captured`; a model spread over devices cannot be."""
         return self.device.type == "cuda" and {weight.device for weight in self.model.parameters()} == {self.device}
 
+    @property
+    def cache_bytes(self) -> int:
+        """See `ModelRunner.cache_bytes`."""
+        return 0 if self.cache is None else sum(tensor.nbytes for tensor in self.cache.tensors())
+
     def layout(self) -> tuple[Hashable, ...]:
         """See `RowState.layout`."""
         return (*super().layout(), *places_of([] if self.cache is None else self.cache.tensors()))

@@ -29,6 +29,11 @@ class WrappedRunner(ModelRunner):
         """See `ModelRunner.can_be_captured`."""
         return self.inner.can_be_captured
 
+    @property
+    def cache_bytes(self) -> int:
+        """See `ModelRunner.cache_bytes`."""
+        return self.inner.cache_bytes
+
     def layout(self) -> tuple[Hashable, ...]:
         """See `RowState.layout`."""
         return (*super().layout(), *self.inner.layout())

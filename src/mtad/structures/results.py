@@ -50,6 +50,7 @@ class DecodingStats:
         draft_s: Wall seconds of decoding spent drafting, whole batch.
         verify_s: Wall seconds of decoding spent in the target's forward pass, whole batch.
         constraint_s: Wall seconds of decoding spent on constraints, those of the draft included, whole batch.
+        cache_bytes: Memory of the keys and values of all models, whole batch.
         tokens_per_s: `num_tokens / decode_s`.
     """
 
@@ -65,6 +66,7 @@ class DecodingStats:
     draft_s: float
     verify_s: float
     constraint_s: float = 0.0
+    cache_bytes: int = 0
     tokens_per_s: float
 
 
