@@ -1,5 +1,6 @@
 """The decoding of transformers itself, measured on the same prompts."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from mtad.bench.workloads import SpeedWorkload
 
@@ -115,12 +116,12 @@ def sampling_settings(workload: SpeedWorkload, top_k: int, top_p: float) -> Gene
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what transformers remarks on its own settings off the screen."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        transformers_logging.set_verbosity(before)
 
 
 class _Clock(BaseStreamer):
