@@ -70,9 +70,6 @@ class AssistedDecoder(Decoder):
         )
         if self.loop is not None:
             self.loop.restart()
-        if self.is_replayed:
-            for runner, _ in self._runners:
-                runner.fix_shapes()
 
     def select_rows(self, rows: list[int]) -> None:
         """See `Decoder.select_rows`."""
@@ -85,18 +82,24 @@ class AssistedDecoder(Decoder):
 
     @property
     def is_replayed(self) -> bool:
-        """Whether iterations are captured: nothing on the host takes part in them."""
-        return self.loop is not None and self.observer is None and not self.policies and self.constraints.is_empty
+        """Whether the next iteration is replayed: nothing on the host takes part in it."""
+        needs_host = self.observer is not None or any(policy.needs_host for policy in self.policies)
+        return self.loop is not None and not needs_host and self.constraints.is_empty
 
     @torch.inference_mode()
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """See `Decoder.step`."""
         self.constraints.begin_step(active)
+        return self._read(self._run(active).tolist(), active)
+
+    def _run(self, active: list[bool]) -> Tensor:
+        """What an iteration brings to the host: the next one as it is, or one that was replayed ahead."""
         if self.loop is not None and self.is_replayed:
-            packed = self.loop.run(active)
-        else:
-            packed = self._iterate(torch.tensor(active, device=self.target.device))
-        return self._read(packed.tolist(), active)
+            for runner, _ in self._runners:
+                runner.fix_shapes()
+            return self.loop.run(active)
+        under_way = None if self.loop is None else self.loop.land()
+        return self._iterate(torch.tensor(active, device=self.target.device)) if under_way is None else under_way
 
     def _iterate(self, active: Tensor) -> Tensor:
         """One iteration on the device; returns what the host reads, `[batch, 3 * depth + 5]` float64."""

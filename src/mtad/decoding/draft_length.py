@@ -25,6 +25,8 @@ class AdaptiveLength:
         level_cost: c above; above 0.
     """
 
+    needs_host = True
+
     def __init__(self, gamma: int, level_cost: float) -> None:
         self.gamma = gamma
         self.level_cost = level_cost

@@ -13,6 +13,11 @@ class RowPolicy(Protocol):
     A row's settings may depend on its own past alone, or a row of a batch would not be the row alone.
     """
 
+    @property
+    def needs_host(self) -> bool:
+        """Whether it may change rows before the next iteration; iterations that it leaves alone can be replayed."""
+        ...
+
     def start(self, num_rows: int) -> None:
         """Begin a batch."""
         ...

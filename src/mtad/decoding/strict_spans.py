@@ -137,6 +137,8 @@ class StrictSpans:
         kinds: What `build_scanner` takes, at least one; a row is strict while any of them is inside a span.
     """
 
+    needs_host = True
+
     def __init__(self, vocabulary: SpanVocabulary, kinds: Sequence[str]) -> None:
         self._texts = vocabulary.texts
         self._build: Callable[[], list[SpanScanner]] = lambda: [build_scanner(kind) for kind in kinds]

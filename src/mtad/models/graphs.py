@@ -165,6 +165,11 @@ class ReplayLoop:
         self._flight = _Flight.start(self._do(active))
         return landing.land()
 
+    def land(self) -> Tensor | None:
+        """The result that is under way, on the host, without starting another call; None for none."""
+        landing, self._flight = self._flight, None
+        return None if landing is None else landing.land()
+
     def _do(self, active: list[bool]) -> Tensor:
         shape = self._shape or self._shapes.get(self._layout())
         if shape is None:

@@ -1,5 +1,6 @@
 """Whole iterations replayed from a record give the answers of iterations run one by one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,11 @@ from tests.tiny_models import EOS, tiny_model
 from mtad.config import DRAFTER_NAMES, VERIFIER_NAMES, GenerationOptions
 from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces, resolve_pair
 from mtad.decoding.assisted import AssistedDecoder
+from mtad.decoding.outcome import RowOutcome
 from mtad.errors import ConfigError
 from mtad.models.graphs import ReplayLoop
 from mtad.models.transformers_runner import TransformersRunner
-from mtad.structures import GenerationResult, RowSettings
+from mtad.structures import GenerationResult, RowControls, RowSettings
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
 
@@ -144,6 +146,40 @@ def test_what_takes_part_on_the_host_is_not_replayed(pair: tuple[TransformersRun
     _decode(decoder, 1.0)
     assert decoder.loop is not None
     assert decoder.loop.num_captures == 0
+
+
+class _Meddler:
+    """A policy that limits drafts in some iterations and leaves the others alone."""
+
+    def __init__(self) -> None:
+        self.num_noted = 0
+
+    @property
+    def needs_host(self) -> bool:
+        return self.num_noted % 5 == 3
+
+    def start(self, num_rows: int) -> None:
+        self.num_noted = 0
+
+    def apply(self, rows: RowControls) -> RowControls:
+        return rows
+
+    def note(self, outcomes: Sequence[RowOutcome | None]) -> None:
+        self.num_noted += 1
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        pass
+
+
+def test_policies_take_part_between_replays(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
+    options = GenerationOptions(gamma=2, beam_width=2)
+    built = _decoder(pair, options, 1.0, captured=True)
+    decoder = AssistedDecoder(built.target, built.drafter, built.verifier, [_Meddler()], capture=record_call)
+    replayed = _decode(decoder, 1.0, counts=(40, 38, 39))
+    eager = _decode(_decoder(pair, options, 1.0, captured=False), 1.0, counts=(40, 38, 39))
+    assert [result.token_ids for result in replayed] == [result.token_ids for result in eager]
+    assert decoder.loop is not None
+    assert decoder.loop.num_captures >= 1
 
 
 def test_the_cpu_captures_nothing(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
