@@ -48,10 +48,11 @@ class Tiling:
         # Two stages of keys and values and the queries fit 99 KiB of shared memory, which every recent device has.
         is_wide = row_bytes > 256
         rows = min(max(16, power_of_two(folded)), 32 if row_bytes > 512 else 64 if is_wide else 128)
+        slots = 16 if row_bytes > 512 else 32 if is_wide else 64
         tiles = -(-folded // rows) * key_heads
         wanted = -(-processors * _PROGRAMS_PER_PROCESSOR // tiles)
         splits = 1 if folded > _FOLDED_ROWS_UNSPLIT else min(max(1, wanted), _MAX_SPLITS)
-        return cls(rows=rows, slots=32 if is_wide else 64, splits=splits, warps=8 if rows == 128 or is_wide else 4)
+        return cls(rows=rows, slots=slots, splits=splits, warps=8 if rows == 128 or is_wide else 4)
 
 
 def power_of_two(count: int) -> int:
