@@ -36,6 +36,10 @@ class CapacityError(MtadError):
     """A prompt, a tree or a batch does not fit the cache, the model or the memory."""
 
 
+class UnsupportedOperationError(MtadError):
+    """Something that works elsewhere cannot be had in this way of decoding."""
+
+
 class SearchBudgetError(MtadError):
     """An exact search expanded its whole budget without reaching the optimum."""
 

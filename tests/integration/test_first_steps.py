@@ -65,11 +65,20 @@ class SharedHistory(ModelRunner):
     def forward(self, batch: ForwardBatch) -> Tensor:
         return self.inner.forward(batch)
 
-    def select_rows(self, rows: Tensor) -> None:
-        raise NotImplementedError
-
     def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
         self.inner.allocate(1, num_slots - 1)
+
+    def _use_slots(self, first_row: int, num_rows: int) -> None:
+        """All rows, always."""
+
+    def _select_slots(self, rows: Tensor) -> None:
+        raise NotImplementedError
+
+    def _copy_slots(self, source: int, target: int, num_slots: int) -> None:
+        raise NotImplementedError
+
+    def _swap_slots(self, first: int, second: int, num_slots: int) -> None:
+        raise NotImplementedError
 
     def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
         """Nothing follows the iteration."""

@@ -2,5 +2,6 @@
 
 from mtad.api.engine import Engine
 from mtad.api.prompts import Prompt, PromptFormat
+from mtad.api.session import BatchSession
 
-__all__ = ["Engine", "Prompt", "PromptFormat"]
+__all__ = ["BatchSession", "Engine", "Prompt", "PromptFormat"]

@@ -3,31 +3,21 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from dataclasses import asdict, replace
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, overload
 
-from mtad.api.constraints import ConstraintReader, read_grammar_files, spell_constraints
+from mtad.api.constraints import spell_constraints
 from mtad.api.memory import memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
-from mtad.config import GenerationOptions, ModelOptions, replace_settings
-from mtad.decoding import (
-    AnswerLimits,
-    DecoderShelf,
-    Request,
-    RunFacts,
-    check_traceable,
-    exit_layers,
-    generate_pieces,
-    needs_draft_model,
-    recording,
-    resolve_pair,
-)
-from mtad.errors import CapacityError, ConfigError, MtadError
+from mtad.api.requests import RequestReader
+from mtad.api.session import BatchSession
+from mtad.config import GenerationOptions, ModelOptions, SessionOptions, replace_settings
+from mtad.decoding import DecoderShelf, Request, RunFacts, check_traceable, generate_pieces, recording
+from mtad.errors import ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models, load_stock_models
-from mtad.models.runner import ModelRunner
-from mtad.structures import GenerationResult, LogitsProcessor, Piece, RowConstraints, RowSettings
+from mtad.structures import GenerationResult, LogitsProcessor, Piece
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -44,7 +34,7 @@ class Engine:
     def __init__(self, models: LoadedModels) -> None:
         self.models = models
         self.tokenizer = models.tokenizer
-        self._constraints = ConstraintReader(models.tokenizer, models.target.vocab_size, models.defaults.eos_token_ids)
+        self._reader = RequestReader(models)
         self._shelf = DecoderShelf(models.target, models.draft)
         self._lock = threading.Lock()
 
@@ -124,12 +114,53 @@ class Engine:
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         changes = spell_constraints(changes, self.tokenizer)
         resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
-        constraints = self._constraints.read(resolved, logits_processor)
+        constraints = self._reader.constraints(resolved, logits_processor)
         token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
-        requests = [self._request(row, prompt, resolved, constraints) for row, prompt in enumerate(token_ids)]
+        requests = [
+            self._reader.request(row, prompt, resolved, constraints, name=f"prompt {row + 1}")
+            for row, prompt in enumerate(token_ids)
+        ]
         if trace is not None:
             check_traceable(resolved)
         return self._run(requests, resolved, batch_size, None if trace is None else Path(trace))
+
+    def session(
+        self,
+        max_rows: int = 16,
+        max_tokens: int = 4096,
+        prefill_chunk: int = 256,
+        max_waiting: int | None = None,
+    ) -> BatchSession:
+        """Open a session, in which requests join and leave at any time; the engine is busy until it is closed.
+
+        Args:
+            max_rows: Requests decoded at a time; others wait.
+            max_tokens: Tokens of prompt and answer that a request can have, if the models read that many.
+            prefill_chunk: Prompt tokens read between two iterations.
+            max_waiting: Requests that may wait before others are refused; None for any number.
+
+        Raises:
+            ConfigError: A number is out of bounds.
+            MtadError: The engine is decoding already.
+        """
+        options = SessionOptions(
+            max_rows=max_rows, max_tokens=max_tokens, prefill_chunk=prefill_chunk, max_waiting=max_waiting
+        )
+        held = ExitStack()
+        held.enter_context(self._exclusive())
+        with ExitStack() as on_error:
+            on_error.push(held)
+            session = BatchSession(
+                self.models,
+                self._reader,
+                options,
+                decode=self._decode,
+                token_texts=self._token_texts,
+                settings_record=self.settings_record,
+                release=held.close,
+            )
+            on_error.pop_all()
+        return session
 
     async def generate_async(
         self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
@@ -168,24 +199,7 @@ class Engine:
         Raises:
             ConfigError: More exit layers than the target has, or a grammar's file cannot be read.
         """
-        defaults = self.models.defaults
-        choices = {
-            "temperature": (options.temperature, defaults.temperature, 1.0),
-            "top_k": (options.top_k, defaults.top_k, 10),
-            "top_p": (options.top_p, defaults.top_p, 0.9),
-            "min_p": (options.min_p, defaults.min_p, 0.0),
-            # Methods without a draft take no penalty, so the model's own is no default there.
-            "repetition_penalty": (
-                options.repetition_penalty,
-                defaults.repetition_penalty if resolve_pair(options) else None,
-                1.0,
-            ),
-        }
-        filled: dict[str, Any] = {
-            name: next(value for value in values if value is not None) for name, values in choices.items()
-        }
-        filled["exit_layers"] = exit_layers(options, self.models.target)
-        return replace(read_grammar_files(options), **filled)
+        return self._reader.resolve(options)
 
     def settings_record(self, options: GenerationOptions) -> dict[str, Any]:
         """Every setting of a run, resolved and with the models', as results keep it."""
@@ -195,53 +209,13 @@ class Engine:
         """Target and draft once more as transformers runs them; see `mtad.models.loading.load_stock_models`."""
         return load_stock_models(self.models.options)
 
-    def _request(self, row: int, prompt: list[int], options: GenerationOptions, constraints: RowConstraints) -> Request:
-        limit = self._position_limit(options)
-        if limit is not None and len(prompt) >= limit:
-            raise CapacityError(
-                f"prompt {row + 1} has {len(prompt)} tokens, but the models read at most {limit}, "
-                "the answer included; shorten the prompt"
-            )
-        room = options.max_new_tokens if limit is None else min(options.max_new_tokens, limit - len(prompt))
-        assert options.temperature is not None
-        assert options.top_k is not None
-        assert options.top_p is not None
-        assert options.min_p is not None
-        return Request(
-            row=row,
-            prompt=prompt,
-            settings=RowSettings(
-                seed=options.seed,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                threshold=options.threshold,
-                draft_confidence=options.draft_confidence,
-                min_p=options.min_p,
-                constraints=constraints,
-            ),
-            limits=AnswerLimits(
-                max_new_tokens=room, eos_token_ids=self._eos_token_ids(options), stop=tuple(options.stop)
-            ),
-        )
-
-    def _position_limit(self, options: GenerationOptions) -> int | None:
-        runners: list[ModelRunner] = [self.models.target]
-        if needs_draft_model(options) and self.models.draft is not None:
-            runners.append(self.models.draft)
-        limits = [runner.max_positions for runner in runners if runner.max_positions is not None]
-        return min(limits, default=None)
-
-    def _eos_token_ids(self, options: GenerationOptions) -> frozenset[int]:
-        return frozenset() if options.ignore_eos else self.models.defaults.eos_token_ids
-
     def _run(
         self, requests: list[Request], options: GenerationOptions, batch_size: int, trace: Path | None
     ) -> Generator[Piece, None, None]:
         assert options.temperature is not None
         decoder = self._shelf.decoder(
             options,
-            self._eos_token_ids(options),
+            self._reader.eos_token_ids(options),
             temperature=options.temperature,
             token_texts=self._token_texts,
             is_constrained=any(request.settings.constraints for request in requests),

@@ -155,6 +155,7 @@ def _partial_document(pieces: Sequence[Piece]) -> dict[str, Any]:
         "token_ids": [token for piece in pieces for token in piece.token_ids],
         "provenance": [origin for piece in pieces for origin in piece.provenance],
         "log_probs": log_probs,
+        "top_log_probs": [best for piece in pieces for best in piece.top_log_probs],
         "finish_reason": "cancelled",
         "stats": known | dict.fromkeys(unknown),
     }

@@ -10,6 +10,7 @@ from mtad.config.options import (
     GenerationOptions,
     ModelOptions,
 )
+from mtad.config.session import SessionOptions
 
 __all__ = [
     "DRAFTER_NAMES",
@@ -18,6 +19,7 @@ __all__ = [
     "VERIFIER_NAMES",
     "GenerationOptions",
     "ModelOptions",
+    "SessionOptions",
     "Setting",
     "read_config_file",
     "replace_settings",

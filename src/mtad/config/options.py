@@ -156,6 +156,9 @@ class GenerationOptions:
     grammar: str | None = setting(str, None, "confine answers to this Lark grammar: a file, or the grammar itself")
     max_new_tokens: int = setting(int, 256, "longest answer in tokens", minimum=1)
     stop: tuple[str, ...] = setting(tuple, (), "end the answer at this text; may be given several times")
+    top_logprobs: int = setting(
+        int, 0, "report so many of the target's best tokens beside every token of the answer", minimum=0, maximum=20
+    )
     ignore_eos: bool = setting(bool, False, "go on after the end-of-text token")
     seed: int = setting(int, 0, "seed of all random draws", minimum=0, maximum=2**62)
     cuda_graphs: Literal["auto", "off"] = setting(

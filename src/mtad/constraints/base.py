@@ -1,8 +1,9 @@
 """What every constraint offers, and all constraints of a batch as one."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from mtad.constraints.grammar import GrammarConstraint
 from mtad.constraints.places import Places
 from mtad.constraints.processors import ProcessorConstraint
 from mtad.constraints.repetition import RepetitionPenalty
-from mtad.structures.constraints import RowConstraints
+from mtad.structures.constraints import UNCONSTRAINED, RowConstraints
 
 
 class Constraint(Protocol):
@@ -44,9 +45,36 @@ class Constraint(Protocol):
         """Hear the same tokens on the host, nothing for rows that are not active."""
         ...
 
+    def join(self, other: Any) -> None:
+        """Take the rows of another constraint of the same kind behind the own ones."""
+        ...
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """Go on with the named rows only, in that order."""
         ...
+
+
+_Prompts = Sequence[Sequence[int]]
+_Rows = Sequence[RowConstraints]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of constraint: whether a row asks for it, and how it is built for some rows."""
+
+    is_asked: Callable[[RowConstraints], bool]
+    build: Callable[[_Prompts, _Rows, int, torch.device], Constraint]
+
+
+# In the order in which they change the logits.
+_KINDS = (
+    _Kind(lambda row: row.repetition_penalty != 1, RepetitionPenalty),
+    _Kind(lambda row: bool(row.logit_bias), lambda prompts, rows, size, device: LogitBias(rows, size, device)),
+    _Kind(
+        lambda row: bool(row.logits_processors), lambda prompts, rows, size, device: ProcessorConstraint(prompts, rows)
+    ),
+    _Kind(lambda row: row.grammar is not None, lambda prompts, rows, size, device: GrammarConstraint(rows)),
+)
 
 
 class Constraints:
@@ -59,23 +87,26 @@ class Constraints:
     """
 
     def __init__(self) -> None:
-        self._parts: list[Constraint] = []
+        self._kinds: dict[_Kind, Constraint] = {}
+        self._rows: list[RowConstraints] = []
         self._active: Sequence[bool] = ()
         self.seconds = 0.0
 
     @property
     def is_empty(self) -> bool:
         """Whether no row of the batch has any."""
-        return not self._parts
+        return not self._kinds
+
+    @property
+    def _parts(self) -> list[Constraint]:
+        return [self._kinds[kind] for kind in _KINDS if kind in self._kinds]
 
     @property
     def needs_host(self) -> bool:
         """Whether an iteration has to leave the device."""
         return any(part.needs_host for part in self._parts)
 
-    def start(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[RowConstraints], vocab_size: int, device: torch.device
-    ) -> None:
+    def start(self, prompts: _Prompts, rows: _Rows, vocab_size: int, device: torch.device) -> None:
         """Begin a batch.
 
         Args:
@@ -84,15 +115,22 @@ class Constraints:
             vocab_size: Width of the logits.
             device: Where the logits are.
         """
-        kinds: list[tuple[Callable[[RowConstraints], bool], Callable[[], Constraint]]] = [
-            (lambda row: row.repetition_penalty != 1, lambda: RepetitionPenalty(prompts, rows, vocab_size, device)),
-            (lambda row: bool(row.logit_bias), lambda: LogitBias(rows, vocab_size, device)),
-            (lambda row: bool(row.logits_processors), lambda: ProcessorConstraint(prompts, rows)),
-            (lambda row: row.grammar is not None, lambda: GrammarConstraint(rows)),
-        ]
-        self._parts = [build() for is_asked, build in kinds if any(map(is_asked, rows))]
+        self._kinds, self._rows = {}, []
+        self.add_rows(prompts, rows, vocab_size, device)
         self._active = [True] * len(rows)
         self.seconds = 0.0
+
+    def add_rows(self, prompts: _Prompts, rows: _Rows, vocab_size: int, device: torch.device) -> None:
+        """Take some more rows behind those that are there; the arguments are those of `start`."""
+        for kind in _KINDS:
+            if kind not in self._kinds:
+                if not any(map(kind.is_asked, rows)):
+                    continue
+                # The rows that are there do not ask for it, so their text does not matter to it.
+                count = len(self._rows)
+                self._kinds[kind] = kind.build([[]] * count, [UNCONSTRAINED] * count, vocab_size, device)
+            self._kinds[kind].join(kind.build(prompts, rows, vocab_size, device))
+        self._rows += rows
 
     def begin_step(self, active: Sequence[bool]) -> None:
         """Hear which rows the next iteration is for."""
@@ -109,14 +147,15 @@ class Constraints:
             The changed logits, and whether nothing may follow a place, `[batch, places]` bool, or
             None where that cannot be. Where nothing may follow, the logits are the unchanged ones.
         """
-        if not self._parts:
+        parts = self._parts
+        if not parts:
             return logits, None
         started = perf_counter()
         scores = logits
-        for part in self._parts:
+        for part in parts:
             scores = part.apply(scores, places, self._active)
         is_dead_end = None
-        if any(part.may_forbid for part in self._parts):
+        if any(part.may_forbid for part in parts):
             is_dead_end = scores.amax(-1) == -torch.inf
             # Where the host takes part anyway, a look costs less than a copy of all logits.
             if not self.needs_host or bool(is_dead_end.any()):
@@ -138,5 +177,7 @@ class Constraints:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """See `Constraint.select_rows`."""
+        self._rows = [self._rows[row] for row in rows]
+        self._kinds = {kind: part for kind, part in self._kinds.items() if any(map(kind.is_asked, self._rows))}
         for part in self._parts:
             part.select_rows(rows)

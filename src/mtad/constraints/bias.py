@@ -39,6 +39,11 @@ class LogitBias:
     def note(self, tokens: Sequence[Sequence[int]]) -> None:
         """The text does not matter."""
 
+    def join(self, other: "LogitBias") -> None:
+        """See `Constraint.join`."""
+        self._bias = torch.cat([self._bias, other._bias])
+        self.may_forbid = self.may_forbid or other.may_forbid
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """See `Constraint.select_rows`."""
         self._bias = self._bias[rows]

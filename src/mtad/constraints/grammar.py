@@ -46,6 +46,10 @@ class GrammarConstraint:
             if cursor is not None:
                 cursor.advance(new)
 
+    def join(self, other: "GrammarConstraint") -> None:
+        """See `Constraint.join`."""
+        self._cursors += other._cursors
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """See `Constraint.select_rows`."""
         self._cursors = [self._cursors[row] for row in rows]

@@ -55,6 +55,10 @@ class ProcessorConstraint:
         for row, new in zip(self._rows, tokens, strict=True):
             row.token_ids += new
 
+    def join(self, other: "ProcessorConstraint") -> None:
+        """See `Constraint.join`."""
+        self._rows += other._rows
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """See `Constraint.select_rows`."""
         self._rows = [self._rows[row] for row in rows]

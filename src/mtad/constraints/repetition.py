@@ -57,6 +57,11 @@ class RepetitionPenalty:
     def note(self, tokens: Sequence[Sequence[int]]) -> None:
         """The device knows already."""
 
+    def join(self, other: "RepetitionPenalty") -> None:
+        """See `Constraint.join`."""
+        self._penalties = torch.cat([self._penalties, other._penalties])
+        self._seen = torch.cat([self._seen, other._seen])
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """See `Constraint.select_rows`."""
         self._penalties, self._seen = self._penalties[rows], self._seen[rows]

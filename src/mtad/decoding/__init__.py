@@ -13,13 +13,18 @@ from mtad.decoding.methods import (
     resolve_pair,
 )
 from mtad.decoding.recording import check_traceable, recording
+from mtad.decoding.rolling_batch import RollingBatch
+from mtad.decoding.rolling_shelf import BatchRoom, RollingShelf
 from mtad.decoding.shelf import DecoderShelf
 
 __all__ = [
     "AnswerLimits",
+    "BatchRoom",
     "Decoder",
     "DecoderShelf",
     "Request",
+    "RollingBatch",
+    "RollingShelf",
     "RunFacts",
     "build_decoder",
     "build_rule",

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtad.decoding.outcome import PhaseTimes, RowOutcome
 from mtad.decoding.text import Decode, TextStream
-from mtad.structures.results import DecodingStats, FinishReason, GenerationResult, Piece, Provenance
+from mtad.structures.results import DecodingStats, FinishReason, GenerationResult, Piece, Provenance, TopLogProbs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,12 @@ class AnswerBuilder:
         num_prompt_tokens: Length of the prompt.
         limits: What ends the answer.
         decode: Turns token ids into text.
+        num_top: Best tokens to report beside every token.
     """
 
-    def __init__(self, row: int, num_prompt_tokens: int, limits: AnswerLimits, decode: Decode) -> None:
+    def __init__(
+        self, row: int, num_prompt_tokens: int, limits: AnswerLimits, decode: Decode, *, num_top: int = 0
+    ) -> None:
         self.row = row
         self.finish_reason: FinishReason | None = None
         self._num_prompt_tokens = num_prompt_tokens
@@ -51,6 +54,8 @@ class AnswerBuilder:
         self._token_ids: list[int] = []
         self._provenance: list[Provenance] = []
         self._log_probs: list[float] = []
+        self._num_top = num_top
+        self._top_log_probs: list[TopLogProbs] = []
         self._ratios: list[float] = []
         self._accepted: list[int] = []
         self._refusals: list[float] = []
@@ -74,6 +79,8 @@ class AnswerBuilder:
             self.finish_reason = "dead_end"
             self._flush(segments)
         num_new = len(self._token_ids) - start
+        if self._num_top:
+            self._top_log_probs += [best[: self._num_top] for best in outcome.top_log_probs[:num_new]]
         self._target_calls += outcome.target_calls
         self._accepted.append(min(outcome.num_drafted, num_new) if outcome.from_draft is None else outcome.num_drafted)
         self._refusals += outcome.refusals[:num_new]
@@ -88,7 +95,14 @@ class AnswerBuilder:
         return self._piece(len(self._token_ids), segments)
 
     def result(
-        self, facts: RunFacts, *, prefill_s: float, decode_s: float, times: PhaseTimes, cache_bytes: int = 0
+        self,
+        facts: RunFacts,
+        *,
+        prefill_s: float,
+        decode_s: float,
+        times: PhaseTimes,
+        cache_bytes: int = 0,
+        num_reused: int = 0,
     ) -> GenerationResult:
         """The finished answer."""
         count = len(self._token_ids)
@@ -109,6 +123,7 @@ class AnswerBuilder:
             constraint_s=times.constraint_s,
             cache_bytes=cache_bytes,
             tokens_per_s=count / decode_s if decode_s > 0 else math.nan,
+            num_reused_prompt_tokens=num_reused,
         )
         return GenerationResult(
             text=self._stream.text,
@@ -119,6 +134,7 @@ class AnswerBuilder:
             accepted_lengths=tuple(self._accepted),
             finish_reason=self.finish_reason or "cancelled",
             method=facts.method,
+            top_log_probs=tuple(self._top_log_probs),
             config=facts.config,
             stats=stats,
         )
@@ -151,6 +167,7 @@ class AnswerBuilder:
             provenance=tuple(self._provenance[start:]),
             log_probs=tuple(self._log_probs[start:]),
             segments=tuple(segments),
+            top_log_probs=tuple(self._top_log_probs[start:]),
             finish_reason=self.finish_reason,
         )
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from mtad.constraints import Constraints, Places
 from mtad.decoding.decoder import Decoder
-from mtad.decoding.outcome import RowOutcome, refusal_probabilities, unwarped_log_probs
+from mtad.decoding.outcome import RowOutcome, best_log_probs, refusal_probabilities, unwarped_log_probs
 from mtad.decoding.row_policy import RowPolicy
 from mtad.drafting import Drafter, limit_tree
 from mtad.models.graphs import Capture, ReplayLoop, places_of, places_of_rows
 from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.results import TopLogProbs
 from mtad.structures.rows import RowSettings
 from mtad.structures.steps import StepObserver, StepRecord
 from mtad.verification import Verifier
@@ -34,9 +35,13 @@ class AssistedDecoder(Decoder):
     Attributes:
         observer: Is shown every iteration; None shows nothing and costs nothing.
         loop: Captures and replays iterations; None where there is no `capture`.
+        num_top: Best tokens that are read beside every emitted one: the most that any row wants.
+        longest: No row had more cached tokens when the host last heard of them.
     """
 
     observer: StepObserver | None = None
+    num_top: int = 0
+    longest: int = 0
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class AssistedDecoder(Decoder):
     def prefill(self, prompts: list[list[int]], settings: list[RowSettings], max_new_tokens: list[int]) -> None:
         """See `Decoder.prefill`."""
         super().prefill(prompts, settings, max_new_tokens)
+        self._want_top(settings)
         for policy in self.policies:
             policy.start(len(prompts))
         self.constraints.start(
@@ -102,7 +108,7 @@ class AssistedDecoder(Decoder):
         return self._iterate(torch.tensor(active, device=self.target.device)) if under_way is None else under_way
 
     def _iterate(self, active: Tensor) -> Tensor:
-        """One iteration on the device; returns what the host reads, `[batch, 3 * depth + 5]` float64."""
+        """One iteration on the device; returns what `_pack` has for the host."""
         rows = self.rows.at(self.target.lengths.clone())
         for policy in self.policies:
             rows = policy.apply(rows)
@@ -134,47 +140,60 @@ class AssistedDecoder(Decoder):
         self.times.verify_s += scored - drafted
         tokens = acceptance.emitted_tokens(tree.tokens)
         self.constraints.append(tokens, acceptance.num_accepted + 1, active)
-        return torch.cat([self._advance(tokens, acceptance, logits, is_dead_end, active), refusals.double()], 1)
+        self._advance(tokens, acceptance, active)
+        return self._pack(tokens, acceptance, logits, is_dead_end, refusals)
 
     def _layout(self) -> Hashable:
         runners = tuple(runner.layout() for runner, _ in self._runners)
-        return (*runners, *places_of([self.pending, self.previous]), *places_of_rows(self.rows))
+        return (*runners, *places_of([self.pending, self.previous]), *places_of_rows(self.rows), self.num_top)
 
-    def _advance(
-        self, tokens: Tensor, acceptance: Acceptance, logits: Tensor, is_dead_end: Tensor | None, active: Tensor
-    ) -> Tensor:
-        """Make the new last token pending; pack tokens, log-probabilities and lengths for the host.
+    def _want_top(self, settings: Sequence[RowSettings]) -> None:
+        self.num_top = min(max(setting.top_logprobs for setting in settings), self.target.vocab_size)
 
-        A token where nothing was allowed to follow is packed as -1.
-        """
-        batch = torch.arange(len(active), device=active.device).unsqueeze(1)
+    def _advance(self, tokens: Tensor, acceptance: Acceptance, active: Tensor) -> None:
+        """Make the new last token pending, where the captured call finds it again."""
         end = acceptance.num_accepted.unsqueeze(1)
-        scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
         last_kept = tokens.gather(1, (end - 1).clamp(min=0)).squeeze(1)
         previous = torch.where(acceptance.num_accepted > 0, last_kept, self.pending)
         self.previous.copy_(torch.where(active, previous, self.previous))
         self.pending.copy_(torch.where(active, acceptance.next_tokens, self.pending))
-        log_probs = unwarped_log_probs(logits[batch, scored_after], tokens)
+
+    def _pack(
+        self, tokens: Tensor, acceptance: Acceptance, logits: Tensor, is_dead_end: Tensor | None, refusals: Tensor
+    ) -> Tensor:
+        """Tokens, log-probabilities and lengths for the host, `[batch, columns]` float64; `_read` takes them apart.
+
+        A token where nothing was allowed to follow is -1.
+        """
+        batch = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+        end = acceptance.num_accepted.unsqueeze(1)
+        scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
+        after = logits[batch, scored_after]
+        log_probs = unwarped_log_probs(after, tokens)
         if is_dead_end is not None:
             tokens = tokens.masked_fill(is_dead_end.gather(1, scored_after), -1)
-        columns = [tokens, log_probs, end, acceptance.joint_log_ratio.unsqueeze(1), self.target.lengths.unsqueeze(1)]
+        ratio, lengths = acceptance.joint_log_ratio.unsqueeze(1), self.target.lengths.unsqueeze(1)
+        columns = [tokens, log_probs, end, ratio, lengths, refusals]
+        if self.num_top:
+            columns.append(best_log_probs(after, self.num_top))
         return torch.cat([column.double() for column in columns], 1)
 
     def _read(self, packed: list[list[float]], active: list[bool]) -> list[RowOutcome | None]:
-        width = (len(packed[0]) - 2) // 3
+        width = (len(packed[0]) - 2) // (3 + 2 * self.num_top)
         outcomes: list[RowOutcome | None] = []
         for row, is_active in zip(packed, active, strict=True):
-            outcomes.append(_outcome(row, width) if is_active else None)
+            outcomes.append(_outcome(row, width, self.num_top) if is_active else None)
         self.constraints.note([[] if outcome is None else outcome.tokens for outcome in outcomes])
         self.times.constraint_s = self.constraints.seconds
         for policy in self.policies:
             policy.note(outcomes)
+        self.longest = int(max(row[2 * width + 2] for row in packed))
         for runner, _ in self._runners:
-            runner.note_longest(int(max(row[2 * width + 2] for row in packed)))
+            runner.note_longest(self.longest)
         return outcomes
 
 
-def _outcome(row: list[float], width: int) -> RowOutcome:
+def _outcome(row: list[float], width: int, num_top: int) -> RowOutcome:
     """What `AssistedDecoder._iterate` packed for one row, up to a dead end."""
     count = int(row[2 * width]) + 1
     tokens = [int(token) for token in row[:count]]
@@ -190,4 +209,11 @@ def _outcome(row: list[float], width: int) -> RowOutcome:
         target_calls=1,
         refusals=row[2 * width + 3 :][:num_drafted],
         is_dead_end=is_dead_end,
+        top_log_probs=_top_log_probs(row[3 * width + 2 :], len(tokens), num_top) if num_top else [],
     )
+
+
+def _top_log_probs(columns: list[float], num_tokens: int, num_top: int) -> list[TopLogProbs]:
+    """What `best_log_probs` packed, for the first tokens."""
+    places = [columns[place * 2 * num_top :][: 2 * num_top] for place in range(num_tokens)]
+    return [tuple(zip(map(int, place[:num_top]), place[num_top:], strict=True)) for place in places]

@@ -66,6 +66,11 @@ class Decoder(ABC):
         self.rows = self._first_rows = settle_rows(self._first_rows, rows)
 
     @property
+    def states(self) -> list[RowState]:
+        """What is kept of every row: the models' caches, the text where the drafter reads it."""
+        return [runner for runner, _ in self._runners]
+
+    @property
     def cache_bytes(self) -> int:
         """Memory that all models hold for the batch."""
         return sum(runner.cache_bytes for runner, _ in self._runners)

@@ -35,8 +35,13 @@ class AdaptiveLength:
 
     def start(self, num_rows: int) -> None:
         """See `RowPolicy.start`."""
-        self._rates = [[_START] * self.gamma for _ in range(num_rows)]
-        self._limits = [self._best_depth(rates) for rates in self._rates]
+        self._rates, self._limits = [], []
+        self.add_rows(num_rows)
+
+    def add_rows(self, count: int) -> None:
+        """See `RowPolicy.add_rows`."""
+        self._rates += [[_START] * self.gamma for _ in range(count)]
+        self._limits += [self._best_depth(rates) for rates in self._rates[len(self._limits) :]]
 
     def apply(self, rows: RowControls) -> RowControls:
         """See `RowPolicy.apply`."""

@@ -33,7 +33,10 @@ def generate_pieces(decoder: Decoder, requests: Sequence[Request], decode: Decod
         decode: Turns token ids into text.
         facts: Method name and settings for the results.
     """
-    builders = [AnswerBuilder(item.row, len(item.prompt), item.limits, decode) for item in requests]
+    builders = [
+        AnswerBuilder(item.row, len(item.prompt), item.limits, decode, num_top=item.settings.top_logprobs)
+        for item in requests
+    ]
     started = perf_counter()
     decoder.prefill(
         [list(item.prompt) for item in requests],

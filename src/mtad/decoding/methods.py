@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from mtad.config import RULE_OPTIONS, GenerationOptions
 from mtad.constraints import ConstrainedRunner, Constraints
@@ -24,6 +24,7 @@ from mtad.models.runner import ModelRunner
 from mtad.verification import VERIFIERS, RuleSettings, StrictSpanVerifier, Verifier
 
 TokenTexts = Callable[[], Sequence[str]]
+Loop = TypeVar("Loop", bound=AssistedDecoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,10 @@ def resolve_pair(options: GenerationOptions) -> AssistedMethod | None:
     if base is None:
         if options.drafter or options.verifier:
             raise ConfigError(f"{options.method} takes no drafter or verifier; leave them out or choose another method")
-        if options.draft_length == "adaptive" or options.draft_confidence or options.strict:
+        if options.draft_length == "adaptive" or options.draft_confidence or options.strict or options.top_logprobs:
             raise ConfigError(
-                f"{options.method} takes no adaptive draft_length, draft_confidence or strict; leave them out "
-                "or choose another method"
+                f"{options.method} takes no adaptive draft_length, draft_confidence, strict or top_logprobs; leave "
+                "them out or choose another method"
             )
         return None
     pair = AssistedMethod(options.drafter or base.drafter, options.verifier or base.verifier)
@@ -171,18 +172,11 @@ def build_decoder(
     Raises:
         ConfigError: The method needs a draft model and there is none, or its parts do not fit.
     """
+    if resolve_pair(options) is not None:
+        auxiliary = auxiliary_model(options, target, draft)
+        details = LoopDetails(eos_token_ids, token_texts, is_constrained, capture or CudaGraphCapture())
+        return build_loop(AssistedDecoder, options, target, auxiliary, details)
     eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
-    pair = resolve_pair(options)
-    if pair is not None:
-        return _assisted(
-            pair,
-            options,
-            (target, draft),
-            eos,
-            token_texts,
-            Constraints() if is_constrained else None,
-            capture or CudaGraphCapture(),
-        )
     if is_constrained:
         raise ConfigError(
             f"{options.method} takes no repetition penalty, logit bias, logits processors or grammar, got some; leave "
@@ -192,26 +186,47 @@ def build_decoder(
     if options.method == "beam_sampling":
         return BeamSamplingDecoder(target, sampler)
     if options.method == "dynamic_beam":
-        auxiliary = _auxiliary_model(options, target, draft)
+        auxiliary = auxiliary_model(options, target, draft)
+        assert auxiliary is not None
         return DynamicBeamDecoder(target, auxiliary, options.gamma, sampler, options.beam_acceptance)
     if temperature == 0:
         return JointExactDecoder(target, options.gamma, eos_token_ids, options.search_budget)
     return JointBeamDecoder(target, options.gamma, sampler)
 
 
-def _assisted(
-    pair: AssistedMethod,
+@dataclass(frozen=True, slots=True)
+class LoopDetails:
+    """What the common loop takes beside its models and options; see `build_decoder`."""
+
+    eos_token_ids: frozenset[int]
+    token_texts: TokenTexts | None
+    is_constrained: bool
+    capture: Capture
+
+
+def build_loop(
+    kind: type[Loop],
     options: GenerationOptions,
-    runners: tuple[ModelRunner, ModelRunner | None],
-    eos: Tensor,
-    token_texts: TokenTexts | None,
-    constraints: Constraints | None,
-    capture: Capture,
-) -> AssistedDecoder:
-    """The common loop with a drafter and a rule; `eos` is `[count]` int64."""
-    target, draft = runners
-    entry = DRAFTERS[pair.drafter]
-    auxiliary = _auxiliary_model(options, target, draft) if entry.needs_model else None
+    target: ModelRunner,
+    auxiliary: ModelRunner | None,
+    details: LoopDetails,
+) -> Loop:
+    """The common loop with a drafter and a rule.
+
+    Args:
+        kind: `AssistedDecoder`, or a class of its kind.
+        options: A method that runs on the loop.
+        target: The large model.
+        auxiliary: What `auxiliary_model` gave.
+        details: The rest.
+
+    Raises:
+        ConfigError: As `build_decoder`.
+    """
+    pair = resolve_pair(options)
+    assert pair is not None, "the method has a decoder of its own"
+    eos = torch.tensor(sorted(details.eos_token_ids), dtype=torch.int64, device=target.device)
+    constraints = Constraints() if details.is_constrained else None
     if auxiliary is not None and constraints is not None:
         auxiliary = ConstrainedRunner(auxiliary, constraints)
     shape = DraftShape(
@@ -225,18 +240,18 @@ def _assisted(
         node_budget=options.node_budget,
         lookup_ngram=options.lookup_ngram,
     )
-    drafter = entry.build(auxiliary, shape)
+    drafter = DRAFTERS[pair.drafter].build(auxiliary, shape)
     rule = build_rule(pair.verifier, options)
     policies: list[RowPolicy] = []
     if options.draft_length == "adaptive" and drafter.gamma:
         policies.append(AdaptiveLength(drafter.gamma, options.draft_level_cost))
     if options.strict:
-        vocabulary = _span_vocabulary(options, target, token_texts)
+        vocabulary = _span_vocabulary(options, target, details.token_texts)
         policies.append(StrictSpans(vocabulary, options.strict))
         rule = StrictSpanVerifier(rule, vocabulary.openers)
     models = [target] if auxiliary is None else [target, auxiliary]
     is_captured = options.cuda_graphs == "auto" and all(model.can_be_captured for model in models)
-    return AssistedDecoder(target, drafter, rule, policies, constraints, capture if is_captured else None)
+    return kind(target, drafter, rule, policies, constraints, details.capture if is_captured else None)
 
 
 def _span_vocabulary(options: GenerationOptions, target: ModelRunner, token_texts: TokenTexts | None) -> SpanVocabulary:
@@ -248,8 +263,15 @@ def _span_vocabulary(options: GenerationOptions, target: ModelRunner, token_text
     return SpanVocabulary.of([*texts, *[""] * (target.vocab_size - len(texts))], options.strict, target.device)
 
 
-def _auxiliary_model(options: GenerationOptions, target: ModelRunner, draft: ModelRunner | None) -> ModelRunner:
-    """The target's first layers where they are asked for, else the draft."""
+def auxiliary_model(options: GenerationOptions, target: ModelRunner, draft: ModelRunner | None) -> ModelRunner | None:
+    """The target's first layers where they are asked for, else the draft; None where the method needs neither.
+
+    Raises:
+        ConfigError: There is no draft, or the target has fewer layers.
+    """
+    pair = resolve_pair(options)
+    if pair is not None and not DRAFTERS[pair.drafter].needs_model:
+        return None
     count = exit_layers(options, target)
     if count is not None:
         return target.first_layers(count)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.results import TopLogProbs
 from mtad.structures.tree import TokenTree
 
 
@@ -23,6 +24,7 @@ class RowOutcome:
             `refusal_probabilities`.
         from_draft: Whether each token came from the draft, for methods that draft but answer at the end.
         is_dead_end: Whether no token may follow these under the row's constraints.
+        top_log_probs: The target's best tokens at the place of each token, where any row of the batch asked for them.
     """
 
     tokens: list[int]
@@ -33,6 +35,7 @@ class RowOutcome:
     refusals: list[float] = field(default_factory=list)
     from_draft: list[bool] | None = None
     is_dead_end: bool = False
+    top_log_probs: list[TopLogProbs] = field(default_factory=list)
 
     def is_drafted(self, index: int) -> bool:
         """Whether the token at `index` came from the draft."""
@@ -46,6 +49,12 @@ class PhaseTimes:
     draft_s: float = 0.0
     verify_s: float = 0.0
     constraint_s: float = 0.0
+
+    def since(self, earlier: "PhaseTimes") -> "PhaseTimes":
+        """What was spent since an earlier reading."""
+        return PhaseTimes(
+            self.draft_s - earlier.draft_s, self.verify_s - earlier.verify_s, self.constraint_s - earlier.constraint_s
+        )
 
 
 def undrafted(tokens: list[int], log_probs: list[float], target_calls: int) -> RowOutcome:
@@ -62,6 +71,22 @@ def unwarped_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """
     scores = logits if logits.dtype == torch.float64 else logits.float()
     return scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(-1)
+
+
+def best_log_probs(logits: Tensor, count: int) -> Tensor:
+    """The most likely tokens and their temperature-1 natural log-probabilities, falling.
+
+    Args:
+        logits: `[batch, places, vocab]`.
+        count: Tokens per place, at most the vocabulary.
+
+    Returns:
+        `[batch, places * 2 * count]` float64: for each place its token ids, then their log-probabilities.
+    """
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    values, token_ids = scores.topk(count, dim=-1)
+    log_probs = values - scores.logsumexp(-1, keepdim=True)
+    return torch.cat([token_ids.double(), log_probs.double()], -1).flatten(1)
 
 
 def refusal_probabilities(tree: TokenTree, target_log_probs: Tensor, acceptance: Acceptance) -> Tensor:

@@ -22,6 +22,10 @@ class RowPolicy(Protocol):
         """Begin a batch."""
         ...
 
+    def add_rows(self, count: int) -> None:
+        """Begin with some more rows, behind those that are there."""
+        ...
+
     def apply(self, rows: RowControls) -> RowControls:
         """The rows as the next iteration shall see them."""
         ...

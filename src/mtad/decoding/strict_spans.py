@@ -146,7 +146,12 @@ class StrictSpans:
 
     def start(self, num_rows: int) -> None:
         """See `RowPolicy.start`."""
-        self._scanners = [self._build() for _ in range(num_rows)]
+        self._scanners = []
+        self.add_rows(num_rows)
+
+    def add_rows(self, count: int) -> None:
+        """See `RowPolicy.add_rows`."""
+        self._scanners += [self._build() for _ in range(count)]
 
     def apply(self, rows: RowControls) -> RowControls:
         """See `RowPolicy.apply`."""

@@ -20,7 +20,7 @@ class SlotCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate zeros shaped after the first states, `[batch, key_heads, tokens, head_dim]`."""
         heads, slots = key_states.shape[1], self._cache.num_slots
-        batch = self._cache.num_rows
+        batch = self._cache.total_rows
         self.keys = key_states.new_zeros(batch, heads, slots, key_states.shape[-1])
         self.values = value_states.new_zeros(batch, heads, slots, value_states.shape[-1])
         self.is_initialized = True
@@ -29,7 +29,7 @@ class SlotCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Write the states at the cache's current slots; returns the leading slots that may be read."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = self.contents
+        keys, values = self._cache.in_use(self.contents)
         rows, slots = self._cache.write_index(keys.device)
         keys[rows, :, slots] = key_states.transpose(1, 2)
         values[rows, :, slots] = value_states.transpose(1, 2)
@@ -38,7 +38,7 @@ class SlotCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     @property
     def contents(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, each `[batch, key_heads, slots, head_dim]`."""
+        """Keys and values of all rows, each `[rows, key_heads, slots, head_dim]`."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
@@ -63,15 +63,30 @@ class SlotCache(Cache):
         num_layers: Layers of the model that keep keys.
         batch_size: Rows.
         num_slots: Slots per row.
+
+    Attributes:
+        total_rows: Rows that there are.
+        num_rows: Rows in use: what a model's call reads and writes.
     """
 
     def __init__(self, num_layers: int, batch_size: int, num_slots: int) -> None:
         self.slot_layers = [SlotCacheLayer(self) for _ in range(num_layers)]
         super().__init__(layers=list(self.slot_layers))
-        self.num_rows = batch_size
+        self.total_rows = self.num_rows = batch_size
         self.num_slots = num_slots
+        self._first_row = 0
         self.num_readable = 0
         self._slots: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def use_rows(self, first_row: int, num_rows: int) -> None:
+        """Let calls concern these neighbouring rows alone."""
+        self._first_row, self.num_rows = first_row, num_rows
+
+    def in_use(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The rows in use of tensors that lead with all rows; views."""
+        if self.num_rows == self.total_rows:
+            return tensors
+        return tuple(tensor[self._first_row : self._first_row + self.num_rows] for tensor in tensors)
 
     def aim(self, slots: Tensor, num_readable: int) -> None:
         """Set where the next update writes, `[batch, queries]` int64, and how many leading slots it returns."""
@@ -90,7 +105,7 @@ class SlotCache(Cache):
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy slots within every row, `[batch, count]` each; all sources are read before any target is written."""
         rows = torch.arange(self.num_rows, device=sources.device).unsqueeze(1)
-        for tensor in self.tensors():
+        for tensor in self.in_use(tuple(self.tensors())):
             here = (rows.to(tensor.device), targets.to(tensor.device))
             tensor[here[0], :, here[1]] = tensor[here[0], :, sources.to(tensor.device)]
 
@@ -102,7 +117,23 @@ class SlotCache(Cache):
                 keys, values = layer.contents
                 layer.keys = keys.index_select(0, rows.to(keys.device))
                 layer.values = values.index_select(0, rows.to(values.device))
-        self.num_rows = len(rows)
+        self.total_rows = self.num_rows = len(rows)
+        self._first_row = 0
+
+    @torch.inference_mode()
+    def copy_row(self, source: int, target: int, num_slots: int) -> None:
+        """Copy the first slots of one row over those of another."""
+        for tensor in self.tensors():
+            tensor[target, :, :num_slots] = tensor[source, :, :num_slots]
+
+    @torch.inference_mode()
+    def swap_rows(self, first: int, second: int, num_slots: int) -> None:
+        """Exchange the first slots of two rows."""
+        for tensor in self.tensors():
+            here, there = tensor[first, :, :num_slots], tensor[second, :, :num_slots]
+            kept = here.clone()
+            here.copy_(there)
+            there.copy_(kept)
 
     def tensors(self) -> list[Tensor]:
         """Keys and values of every layer that has been written to."""

@@ -1,6 +1,6 @@
 """What is kept for every row of a batch."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -14,12 +14,37 @@ class RowState(Protocol):
         """Memory that is held for the rows."""
         ...
 
+    @property
+    def storage(self) -> "RowState":
+        """What holds the memory: this one, or one that it wraps."""
+        ...
+
     def allocate(self, batch_size: int, capacity: int) -> None:
         """Make room; forgets what was there."""
         ...
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
         """Take the prompts, `[batch, tokens]` int64, of which `lengths` tokens are committed and one is pending."""
+        ...
+
+    def use_rows(self, first_row: int, num_rows: int, longest: int) -> None:
+        """Let every call concern these neighbouring rows alone, none of which has more cached tokens than `longest`."""
+        ...
+
+    def begin_row(self, row: int, prompt: Sequence[int], num_cached: int) -> None:
+        """Start anew in one of all rows, whose first `num_cached` slots hold the prompt's tokens already."""
+        ...
+
+    def prefill_chunk(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
+        """Take `counts` more tokens of every row, `[batch]` and `[batch, tokens]` int64; no row is then longer."""
+        ...
+
+    def copy_row(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first tokens' memory of one of all rows over another's."""
+        ...
+
+    def swap_rows(self, first: int, second: int, num_tokens: int) -> None:
+        """Exchange two of all rows, of which neither has more than `num_tokens` tokens."""
         ...
 
     def select_rows(self, rows: Tensor) -> None:

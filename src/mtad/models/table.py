@@ -28,8 +28,8 @@ class TableRunner(ModelRunner):
         self.max_positions = None
         self.num_layers = self.order
         self.num_calls = 0
-        self._tokens = torch.zeros(0, 0, dtype=torch.int64, device=table.device)
-        self._positions = self._tokens
+        self._all_tokens = torch.zeros(0, 0, dtype=torch.int64, device=table.device)
+        self._all_positions = self._tokens = self._positions = self._all_tokens
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See `ModelRunner.forward`."""
@@ -46,11 +46,6 @@ class TableRunner(ModelRunner):
         older = tuple(range(self.order - count))
         return TableRunner(self.table.mean(older) if older else self.table)
 
-    def select_rows(self, rows: Tensor) -> None:
-        """See `ModelRunner.select_rows`."""
-        self._tokens, self._positions = self._tokens[rows], self._positions[rows]
-        self.lengths = self.lengths[rows]
-
     def _seen_token(self, batch: ForwardBatch, visible: Tensor, back: int) -> Tensor:
         """The visible token `back` positions before each query, 0 before the start."""
         wanted = (batch.positions - back).unsqueeze(-1)
@@ -63,10 +58,27 @@ class TableRunner(ModelRunner):
         return torch.where(match, tokens, 0).sum(-1)
 
     def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
-        self._tokens = torch.zeros(batch_size, num_slots, dtype=torch.int64, device=self.device)
-        self._positions = torch.full((batch_size, num_slots), -1, dtype=torch.int64, device=self.device)
+        self._all_tokens = torch.zeros(batch_size, num_slots, dtype=torch.int64, device=self.device)
+        self._all_positions = torch.full((batch_size, num_slots), -1, dtype=torch.int64, device=self.device)
+        self._use_slots(0, batch_size)
+
+    def _use_slots(self, first_row: int, num_rows: int) -> None:
+        self._tokens = self._all_tokens[first_row : first_row + num_rows]
+        self._positions = self._all_positions[first_row : first_row + num_rows]
+
+    def _select_slots(self, rows: Tensor) -> None:
+        self._all_tokens, self._all_positions = self._tokens[rows], self._positions[rows]
+        self._use_slots(0, len(rows))
 
     def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
         rows = torch.arange(len(sources), device=self.device).unsqueeze(1)
         self._tokens[rows, targets] = self._tokens[rows, sources]
         self._positions[rows, targets] = self._positions[rows, sources]
+
+    def _copy_slots(self, source: int, target: int, num_slots: int) -> None:
+        for tensor in (self._all_tokens, self._all_positions):
+            tensor[target, :num_slots] = tensor[source, :num_slots]
+
+    def _swap_slots(self, first: int, second: int, num_slots: int) -> None:
+        for tensor in (self._all_tokens, self._all_positions):
+            tensor[[first, second], :num_slots] = tensor[[second, first], :num_slots]

@@ -38,7 +38,7 @@ class TransformersRunner(ModelRunner):
         self.device = model.get_input_embeddings().weight.device
         self.max_positions = longest_sequence(self.config)
         self.num_layers = int(self.config.num_hidden_layers)
-        self._sliding_window = smallest_window(self.config)
+        self.max_slots = smallest_window(self.config)
         parameters = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
         if "position_ids" not in parameters:
@@ -77,13 +77,15 @@ class TransformersRunner(ModelRunner):
 
     def layout(self) -> tuple[Hashable, ...]:
         """See `RowState.layout`."""
-        return (*super().layout(), *places_of([] if self.cache is None else self.cache.tensors()))
+        return (
+            *super().layout(),
+            *places_of([] if self.cache is None else self.cache.in_use(tuple(self.cache.tensors()))),
+        )
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """One call of the model; see `ModelRunner.forward`."""
-        assert self.cache is not None, "allocate() comes before forward()"
-        self.cache.aim(batch.slots, batch.num_slots)
+        self._allocated.aim(batch.slots, batch.num_slots)
         positions = batch.positions
         if self.max_positions is not None:
             positions = positions.clamp(max=self.max_positions - 1)
@@ -99,30 +101,41 @@ class TransformersRunner(ModelRunner):
         ).logits
         return logits[:, -batch.num_logits :, : self.vocab_size].to(self.device)
 
-    def select_rows(self, rows: Tensor) -> None:
-        """See `ModelRunner.select_rows`."""
-        assert self.cache is not None
-        self.cache.select_rows(rows)
-        self.lengths = self.lengths[rows]
-
     def release(self) -> None:
-        """Give the cache's memory back."""
+        """See `ModelRunner.release`."""
+        super().release()
         self.cache = None
 
     def _slots_at_hand(self, batch_size: int) -> int:
-        return 0 if self.cache is None or self.cache.num_rows != batch_size else self.cache.num_slots
+        return 0 if self.cache is None or self.cache.total_rows != batch_size else self.cache.num_slots
 
     def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
-        if self._sliding_window is not None and num_slots > self._sliding_window:
+        if self.max_slots is not None and num_slots > self.max_slots:
             raise CapacityError(
-                f"{self.config.model_type} attends over a window of {self._sliding_window} tokens, but prompt, answer "
+                f"{self.config.model_type} attends over a window of {self.max_slots} tokens, but prompt, answer "
                 f"and draft need {num_slots}; shorten the prompt or lower --max-new-tokens"
             )
         self.cache = SlotCache(self.config.num_hidden_layers, batch_size, num_slots)
 
+    def _use_slots(self, first_row: int, num_rows: int) -> None:
+        self._allocated.use_rows(first_row, num_rows)
+
+    def _select_slots(self, rows: Tensor) -> None:
+        self._allocated.select_rows(rows)
+
     def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
-        assert self.cache is not None
-        self.cache.move(sources, targets)
+        self._allocated.move(sources, targets)
+
+    def _copy_slots(self, source: int, target: int, num_slots: int) -> None:
+        self._allocated.copy_row(source, target, num_slots)
+
+    def _swap_slots(self, first: int, second: int, num_slots: int) -> None:
+        self._allocated.swap_rows(first, second, num_slots)
+
+    @property
+    def _allocated(self) -> SlotCache:
+        assert self.cache is not None, "allocate() comes before the cache is used"
+        return self.cache
 
 
 def _trailing(batch: ForwardBatch) -> int | Tensor:

@@ -1,6 +1,7 @@
 """A model runner that changes what goes into another one, or what comes out."""
 
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from mtad.models.runner import ModelRunner
 
 
 class WrappedRunner(ModelRunner):
-    """Keeps its rows in the cache of an inner runner, which nobody else may use meanwhile.
+    """Keeps its rows in the cache of an inner runner; whoever uses that too uses the same rows.
 
     Args:
         inner: The runner that computes.
@@ -19,10 +20,17 @@ class WrappedRunner(ModelRunner):
 
     def __init__(self, inner: ModelRunner, *, vocab_size: int | None = None) -> None:
         self.inner = inner
+        self.use = inner.use
         self.vocab_size = inner.vocab_size if vocab_size is None else vocab_size
         self.device: torch.device = inner.device
         self.max_positions = inner.max_positions
+        self.max_slots = inner.max_slots
         self.num_layers = inner.num_layers
+
+    @property
+    def storage(self) -> ModelRunner:
+        """See `ModelRunner.storage`."""
+        return self.inner.storage
 
     @property
     def can_be_captured(self) -> bool:
@@ -42,13 +50,28 @@ class WrappedRunner(ModelRunner):
         """See `ModelRunner.forward`."""
         return self.inner.forward(batch)
 
-    def select_rows(self, rows: Tensor) -> None:
-        """See `ModelRunner.select_rows`."""
-        self.inner.select_rows(rows)
-        self.lengths = self.lengths[rows]
+    def allocate(self, batch_size: int, capacity: int) -> None:
+        """See `ModelRunner.allocate`."""
+        self.inner.allocate(batch_size, capacity)
 
-    def _allocate_slots(self, batch_size: int, num_slots: int) -> None:
-        self.inner.allocate(batch_size, num_slots - 1)
+    def release(self) -> None:
+        """See `ModelRunner.release`."""
+        self.inner.release()
 
-    def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
-        self.inner._move_slots(sources, targets)
+    def _allocate_slots(self, *args: Any) -> None:
+        self.inner._allocate_slots(*args)
+
+    def _use_slots(self, *args: Any) -> None:
+        self.inner._use_slots(*args)
+
+    def _select_slots(self, *args: Any) -> None:
+        self.inner._select_slots(*args)
+
+    def _move_slots(self, *args: Any) -> None:
+        self.inner._move_slots(*args)
+
+    def _copy_slots(self, *args: Any) -> None:
+        self.inner._copy_slots(*args)
+
+    def _swap_slots(self, *args: Any) -> None:
+        self.inner._swap_slots(*args)

@@ -5,6 +5,40 @@ from typing import Any, Literal
 
 Provenance = Literal["drafted", "target"]
 FinishReason = Literal["stop", "length", "dead_end", "cancelled"]
+TopLogProbs = tuple[tuple[int, float], ...]
+"""Token ids with natural log-probabilities, the most likely first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepExplanation:
+    """What one iteration drafted for one answer and why it kept what it kept: plain data, all lists by node.
+
+    Attributes:
+        rule: Name of the acceptance rule.
+        threshold: tau of the answer; rules without one ignore it.
+        pending_token: The committed token that the tree hangs from.
+        tokens: Drafted token of every node that is there.
+        parents: Node above, -1 for the pending token.
+        depths: 1 for children of the pending token.
+        joint_draft_log_probs: Natural log of the draft's joint probability of the path to the node.
+        joint_target_log_probs: The target's, as the rule saw it.
+        joint_log_ratios: The difference that a joint rule holds against log tau: to the winner's prefix of the same
+            length for the rule `joint`, to the node's own path for the others; -inf where the target excludes a path.
+        kept_path: Nodes that were kept, from the top.
+        next_token: The token that the target added behind them.
+    """
+
+    rule: str
+    threshold: float
+    pending_token: int
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    depths: tuple[int, ...]
+    joint_draft_log_probs: tuple[float, ...]
+    joint_target_log_probs: tuple[float, ...]
+    joint_log_ratios: tuple[float, ...]
+    kept_path: tuple[int, ...]
+    next_token: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,14 +46,17 @@ class Piece:
     """Tokens that one iteration added to one answer.
 
     Attributes:
-        row: Index of the prompt in the call.
+        row: Index of the prompt in the call, or the ticket of a session.
         text: Text that became final with these tokens; may be empty while a character is incomplete.
         token_ids: The new token ids.
         provenance: Where each token came from: the draft, or the target itself.
         log_probs: Natural log-probability of each token under the unwarped temperature-1 target.
         segments: `text` cut at the borders of provenance, as (text, provenance).
+        top_log_probs: For each token, the best tokens at its place under the unwarped temperature-1 target, as many as
+            `top_logprobs` asked for; empty where none were.
         finish_reason: Set on the last piece of the row.
         result: The whole result, set on the last piece of the row.
+        step: What was drafted and why it was kept, where a session was asked to explain.
     """
 
     row: int
@@ -28,8 +65,10 @@ class Piece:
     provenance: tuple[Provenance, ...]
     log_probs: tuple[float, ...]
     segments: tuple[tuple[str, Provenance], ...]
+    top_log_probs: tuple[TopLogProbs, ...] = ()
     finish_reason: FinishReason | None = None
     result: "GenerationResult | None" = None
+    step: StepExplanation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +91,7 @@ class DecodingStats:
         constraint_s: Wall seconds of decoding spent on constraints, those of the draft included, whole batch.
         cache_bytes: Memory of the keys and values of all models, whole batch.
         tokens_per_s: `num_tokens / decode_s`.
+        num_reused_prompt_tokens: Tokens of the prompt whose keys were copied from another row instead of computed.
     """
 
     num_prompt_tokens: int
@@ -68,6 +108,7 @@ class DecodingStats:
     constraint_s: float = 0.0
     cache_bytes: int = 0
     tokens_per_s: float
+    num_reused_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +125,7 @@ class GenerationResult:
         finish_reason: `stop` (EOS or stop string), `length`, `dead_end` (no token may follow under the constraints), or
             `cancelled`.
         method: Name of the decoding method.
+        top_log_probs: As in `Piece`.
         config: Every resolved setting of the run.
         stats: Counts, times and likelihood.
     """
@@ -97,6 +139,7 @@ class GenerationResult:
     finish_reason: FinishReason
     method: str
     stats: DecodingStats
+    top_log_probs: tuple[TopLogProbs, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

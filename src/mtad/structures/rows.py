@@ -131,6 +131,7 @@ class RowSettings:
 
     Attributes:
         constraints: What changes the logits before the warp, as the text goes on.
+        top_logprobs: How many of the target's best tokens are reported beside every emitted one.
     """
 
     seed: int = 0
@@ -141,6 +142,7 @@ class RowSettings:
     draft_confidence: float = 0.0
     min_p: float = 0.0
     constraints: RowConstraints = UNCONSTRAINED
+    top_logprobs: int = 0
 
     def resolve_zero_temperature(self, *, one_hot_at_zero: bool) -> "RowSettings":
         """The warp to apply: unchanged above temperature 0, else one-hot (`top_k` 1) or no filter at all."""

@@ -27,6 +27,7 @@ KEYS = {
     "token_ids",
     "provenance",
     "log_probs",
+    "top_log_probs",
     "joint_log_ratios",
     "accepted_lengths",
     "finish_reason",

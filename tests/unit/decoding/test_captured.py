@@ -161,6 +161,9 @@ class _Meddler:
     def start(self, num_rows: int) -> None:
         self.num_noted = 0
 
+    def add_rows(self, count: int) -> None:
+        pass
+
     def apply(self, rows: RowControls) -> RowControls:
         return rows
 
