@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from mtad.config import GenerationOptions
 from mtad.decoding.answers import AnswerBuilder, RunFacts
 from mtad.decoding.cache_rows import CacheRows
@@ -101,6 +103,7 @@ class RollingBatch:
         if ride is not None and not ride.builder.is_finished:
             self._add_piece(ride, ride.builder.cancel())
 
+    @torch.inference_mode()
     def step(self) -> list[Piece]:
         """One iteration of everything that runs, behind one chunk of the prompts that are to be read."""
         self._retire()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from mtad.config import GenerationOptions
 from mtad.decoding.explaining import StepExplainer
 from mtad.decoding.generation import Request
@@ -147,6 +149,7 @@ class RollingShelf:
             self._first_layers[options.exit_layers] = found
         return self._first_layers[options.exit_layers]
 
+    @torch.inference_mode()
     def _allocate(self, decoder: RollingDecoder) -> None:
         for state in decoder.states:
             if id(state.storage) not in self._allocated:

@@ -1,11 +1,15 @@
 """A static key-value cache whose rows write at slots of their own."""
 
+import math
+import mmap
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+_LEAST_MAPPED_BYTES = 1 << 20
 
 
 class SlotCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -21,8 +25,8 @@ class SlotCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Allocate zeros shaped after the first states, `[batch, key_heads, tokens, head_dim]`."""
         heads, slots = key_states.shape[1], self._cache.num_slots
         batch = self._cache.total_rows
-        self.keys = key_states.new_zeros(batch, heads, slots, key_states.shape[-1])
-        self.values = value_states.new_zeros(batch, heads, slots, value_states.shape[-1])
+        self.keys = _zeros(key_states, (batch, heads, slots, key_states.shape[-1]))
+        self.values = _zeros(value_states, (batch, heads, slots, value_states.shape[-1]))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -139,3 +143,13 @@ class SlotCache(Cache):
         """Keys and values of every layer that has been written to."""
         pairs = [layer.contents for layer in self.slot_layers if layer.is_initialized]
         return [tensor for pair in pairs for tensor in pair]
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of a dtype and on a device; on the CPU, large ones take memory page by page as they are written to."""
+    num_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or num_bytes < _LEAST_MAPPED_BYTES:
+        return like.new_zeros(shape)
+    # Without MAP_PRIVATE the pages would count as shared memory.
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)

@@ -121,6 +121,14 @@ def test_counts_follow_the_requests(engine: Engine) -> None:
         assert all(result.stats.cache_bytes > 0 for result in results.values())
 
 
+def test_a_session_follows_a_batch_of_its_size(engine: Engine) -> None:
+    engine.generate(["a", "b"], max_new_tokens=2)
+    with engine.session(max_rows=2, max_tokens=100) as session:
+        session.submit("abc", GenerationOptions(max_new_tokens=3))
+        drain(session)
+    engine.generate(["a", "b"], max_new_tokens=2)
+
+
 def test_memory_is_given_back(engine: Engine) -> None:
     with engine.session(max_rows=2, max_tokens=100) as session:
         session.submit("abc", GenerationOptions(max_new_tokens=3))
