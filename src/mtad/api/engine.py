@@ -14,12 +14,25 @@ from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.api.session import BatchSession
 from mtad.config import GenerationOptions, ModelOptions, SessionOptions, replace_settings
-from mtad.decoding import DecoderShelf, Request, RunFacts, check_traceable, generate_pieces, recording
+from mtad.decoding import (
+    BatchRoom,
+    DecoderShelf,
+    Request,
+    RollingBatch,
+    RollingShelf,
+    RunFacts,
+    check_traceable,
+    generate_pieces,
+    recording,
+    resolve_pair,
+    roll_requests,
+)
 from mtad.errors import ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models, load_stock_models
 from mtad.structures import GenerationResult, LogitsProcessor, Piece
 
 DEFAULT_BATCH_SIZE = 8
+_LIST_CHUNK = 2048
 
 
 class Engine:
@@ -97,7 +110,7 @@ class Engine:
             prompts: As in `generate`.
             options: Settings; defaults where not given.
             style: How text prompts are wrapped.
-            batch_size: Prompts decoded at a time.
+            batch_size: Prompts decoded at a time; of more prompts, the next one begins where an answer has ended.
             trace: File that keeps every step, for `mtad.replay_trace`; overwritten. Needs pyarrow.
             logits_processor: Called on the host at every place of the text, `(input_ids, scores)` with one row each, as
                 transformers' own; must be pure functions.
@@ -220,7 +233,12 @@ class Engine:
             token_texts=self._token_texts,
             is_constrained=any(request.settings.constraints for request in requests),
         )
-        facts = RunFacts(method=options.method, config=self.settings_record(options), gamma=decoder.gamma)
+        config = self.settings_record(options)
+        facts = RunFacts(method=options.method, config=config, gamma=decoder.gamma)
+
+        def rolling() -> Generator[Piece, None, None]:
+            with self._exclusive(), memory_errors():
+                yield from roll_requests(self._rolling_batch(requests, batch_size), requests, options, config)
 
         def pieces() -> Generator[Piece, None, None]:
             with self._exclusive(), memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
@@ -230,7 +248,15 @@ class Engine:
                         recorder.begin(batch)
                     yield from generate_pieces(decoder, batch, self._decode, facts)
 
-        return pieces()
+        is_refilled = len(requests) > batch_size and trace is None and resolve_pair(options) is not None
+        return rolling() if is_refilled else pieces()
+
+    def _rolling_batch(self, requests: list[Request], batch_size: int) -> RollingBatch:
+        """A batch with room for any of the requests, whose places are taken by the next ones."""
+        longest = max(len(request.prompt) + request.limits.max_new_tokens for request in requests)
+        room = BatchRoom(max_rows=batch_size, max_tokens=longest, prefill_chunk=_LIST_CHUNK)
+        shelf = RollingShelf(self.models.target, self.models.draft, room, self._token_texts)
+        return RollingBatch(shelf, room, self._decode)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

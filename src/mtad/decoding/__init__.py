@@ -13,7 +13,7 @@ from mtad.decoding.methods import (
     resolve_pair,
 )
 from mtad.decoding.recording import check_traceable, recording
-from mtad.decoding.rolling_batch import RollingBatch
+from mtad.decoding.rolling_batch import RollingBatch, roll_requests
 from mtad.decoding.rolling_shelf import BatchRoom, RollingShelf
 from mtad.decoding.shelf import DecoderShelf
 
@@ -36,4 +36,5 @@ __all__ = [
     "needs_draft_model",
     "recording",
     "resolve_pair",
+    "roll_requests",
 ]

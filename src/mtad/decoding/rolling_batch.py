@@ -1,6 +1,6 @@
 """Continuous batching: requests join and leave between iterations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -235,3 +235,23 @@ class RollingBatch:
         for decoder in idle[: max(len(idle) - _MAX_IDLE_DECODERS, 0)]:
             self._rows.close(decoder)
             self._shelf.drop(decoder)
+
+
+def roll_requests(
+    batch: RollingBatch, requests: Sequence[Request], options: GenerationOptions, config: dict[str, Any]
+) -> Iterator[Piece]:
+    """Decode a list of requests; whoever ends makes room for the next one. Closing the iterator stops the work.
+
+    Args:
+        batch: Has no requests yet; closed at the end.
+        requests: Numbered upwards.
+        options: Resolved settings of all.
+        config: What results keep of them.
+    """
+    try:
+        for request in requests:
+            batch.submit(request, options, config=config)
+        while batch.num_waiting or batch.num_running:
+            yield from batch.step()
+    finally:
+        batch.close()

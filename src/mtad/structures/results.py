@@ -84,9 +84,10 @@ class DecodingStats:
         refused_share: Share of the kept drafted tokens that token-by-token rejection would have refused, in
             expectation: the mean of 1 - min(1, p / q); None where nothing drafted was kept.
         perplexity: exp(-mean log p) of the emitted tokens under the unwarped temperature-1 target.
-        prefill_s: Wall seconds of the batch's prefill.
+        prefill_s: Wall seconds of the batch's prefill; where rows come and go, from the row's admission until its
+            prompt is cached, the others' iterations in between included.
         decode_s: Wall seconds from the end of prefill to the row's last token.
-        draft_s: Wall seconds of decoding spent drafting, whole batch.
+        draft_s: Wall seconds of decoding spent drafting, whole batch; where rows come and go, while the row was there.
         verify_s: Wall seconds of decoding spent in the target's forward pass, whole batch.
         constraint_s: Wall seconds of decoding spent on constraints, those of the draft included, whole batch.
         cache_bytes: Memory of the keys and values of all models, whole batch.

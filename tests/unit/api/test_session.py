@@ -98,6 +98,32 @@ def test_requests_are_checked_when_they_are_submitted(engine: Engine) -> None:
         assert len(results[0].token_ids) <= 40 - results[0].stats.num_prompt_tokens
 
 
+@pytest.mark.parametrize("method", ["mmtad", "autoregressive"])
+def test_in_a_list_the_next_prompt_begins_where_an_answer_has_ended(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    calls = []
+    target = engine.models.target
+    score_tree = target.score_tree
+    monkeypatch.setattr(target, "score_tree", lambda *arguments: (calls.append(0), score_tree(*arguments))[1])
+    prompts = ["abc" * (1 + number % 4) for number in range(13)]
+    stops: dict[str, Any] = {"stop": ("a", "e"), "max_new_tokens": 40, "method": method}
+    together = engine.generate(prompts, batch_size=4, **stops)
+    num_rolled = len(calls)
+    in_batches = [
+        result for start in range(0, 13, 4) for result in engine.generate(prompts[start : start + 4], **stops)
+    ]
+    assert num_rolled < len(calls) - num_rolled
+    assert [result.text for result in together] == [result.text for result in in_batches]
+    assert [result.token_ids for result in together] == [result.token_ids for result in in_batches]
+    stream = engine.stream(prompts, batch_size=2)
+    next(stream)
+    with pytest.raises(MtadError, match="already decoding"):
+        engine.generate("a")
+    stream.close()
+    assert engine.generate("a", max_new_tokens=1).token_ids
+
+
 @pytest.mark.parametrize("setting", [{"max_rows": 0}, {"max_tokens": 1}, {"prefill_chunk": 0}, {"max_waiting": -1}])
 def test_sizes_out_of_bounds_are_refused(engine: Engine, setting: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):

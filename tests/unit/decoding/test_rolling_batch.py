@@ -9,12 +9,14 @@ import torch
 from tests.recorded_calls import record_call
 from tests.table_models import Run, letters, random_table
 from tests.tiny_models import tiny_model
+from tests.unit.models.test_translated_runner import full_map
 
 from mtad.config import GenerationOptions
 from mtad.decoding import AnswerLimits, BatchRoom, Request, RollingBatch, RollingShelf
 from mtad.errors import UnsupportedOperationError
 from mtad.models.table import TableRunner
 from mtad.models.transformers_runner import TransformersRunner
+from mtad.models.translated_runner import TranslatedRunner
 from mtad.structures import GenerationResult, Piece, RowConstraints, RowSettings
 
 VOCAB = 6
@@ -237,6 +239,25 @@ def test_cancelled_requests_end_in_the_next_step() -> None:
     rolling.cancel(1)
     rolling.cancel(1)
     assert [piece.finish_reason for piece in rolling.step()] == ["cancelled"]
+
+
+@pytest.mark.parametrize("bias", [(), ((1, -2.0),)])
+def test_translated_drafts_share_rows_like_others(bias: tuple[tuple[int, float], ...]) -> None:
+    order = [3, 1, 0, 2, 5, 4]
+    constraints = RowConstraints(logit_bias=bias)
+    draft = TranslatedRunner(TableRunner(TABLES[1]), full_map(order))
+    rolling = batch(BatchRoom(max_rows=3, max_tokens=60, prefill_chunk=8), runners=(TableRunner(TABLES[0]), draft))
+    options: dict[str, Any] = {"method": "mmtad", "gamma": 3, "beam_width": 2}
+    asked = [request(ticket, [ticket % VOCAB, 1, 2] * (1 + ticket % 3), constraints=constraints) for ticket in range(8)]
+    for each in asked:
+        rolling.submit(each, GenerationOptions(**options), config={})
+    results, _ = finish(rolling)
+    columns = torch.tensor(order)
+    same_draft = TABLES[1][columns][:, columns][:, :, columns][..., columns]
+    for each in asked:
+        run = Run(TABLES[0], same_draft, options, is_constrained=bool(bias))
+        (whole,) = run.generate([each.prompt], [each.settings], [each.limits.max_new_tokens])
+        check_same(results[each.row], whole)
 
 
 @pytest.mark.parametrize("method", ["beam_sampling", "dynamic_beam", "mtjd"])
