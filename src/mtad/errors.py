@@ -46,3 +46,11 @@ class SearchBudgetError(MtadError):
 
 class TraceError(MtadError):
     """A trace cannot be written or read."""
+
+
+class DataError(MtadError):
+    """A data set, or a record of what was done with it, cannot be used."""
+
+
+class JudgeError(MtadError):
+    """A judge's endpoint cannot be reached or answers nonsense."""
