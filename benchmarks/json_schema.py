@@ -97,7 +97,11 @@ def decode(engine: Engine, options: argparse.Namespace, *, constrained: bool) ->
     for name, schema in tqdm(SCHEMAS.items(), unit="schema", disable=None):
         prompts = [prompt for task, prompt in tasks() if task == name]
         chosen = settings | ({"json_schema": schema} if constrained else {})
-        results = engine.generate(prompts, batch_size=options.batch_size, **chosen)
+        results = []
+        # Whole batches, one after the other: their times are summed up.
+        for start in range(0, len(prompts), options.batch_size):
+            batch = prompts[start : start + options.batch_size]
+            results += engine.generate(batch, batch_size=options.batch_size, **chosen)
         answers += [(name, result) for result in results]
     return answers
 

@@ -58,7 +58,8 @@ class RollingDecoder(AssistedDecoder):
             padding = replace(requests[0].settings, constraints=UNCONSTRAINED)
             self._join([request.settings for request in joining] + [padding] * num_pads, joining, order)
             self._set_controls([request.settings for request in requests] + [padding] * num_pads)
-            self.row_ids = torch.tensor([*(request.row for request in requests), *[-1] * num_pads])
+            tickets = [*(request.row for request in requests), *[-1] * num_pads]
+            self.row_ids = torch.tensor(tickets, device=self.target.device)
         self.longest = max([self.longest, *(len(request.prompt) - 1 for request in joining)])
         self.seated, self.first_row, self.num_places = list(requests), first_row, num_places
         if self.loop is not None:

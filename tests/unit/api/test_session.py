@@ -1,5 +1,6 @@
 """Sessions of continuous batching: texts come out as they do alone."""
 
+import gc
 import random
 from typing import Any
 
@@ -102,10 +103,15 @@ def test_requests_are_checked_when_they_are_submitted(engine: Engine) -> None:
 def test_in_a_list_the_next_prompt_begins_where_an_answer_has_ended(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    calls = []
+    calls: list[int] = []
     target = engine.models.target
     score_tree = target.score_tree
-    monkeypatch.setattr(target, "score_tree", lambda *arguments: (calls.append(0), score_tree(*arguments))[1])
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(0)
+        return score_tree(*arguments)
+
+    monkeypatch.setattr(target, "score_tree", counted)
     prompts = ["abc" * (1 + number % 4) for number in range(13)]
     stops: dict[str, Any] = {"stop": ("a", "e"), "max_new_tokens": 40, "method": method}
     together = engine.generate(prompts, batch_size=4, **stops)
@@ -181,6 +187,27 @@ def test_a_step_that_fails_leaves_a_session_that_can_be_closed(engine: Engine, m
         session.step()
     session.close()
     assert engine.generate("abc", max_new_tokens=3).token_ids
+
+
+def test_many_requests_leave_nothing_behind(engine: Engine) -> None:
+    chance = random.Random(2)
+    num_tensors = []
+    with engine.session(max_rows=6, max_tokens=100, prefill_chunk=24) as session:
+        for wave in range(12):
+            for number in range(25):
+                options = GenerationOptions(seed=number, max_new_tokens=chance.randrange(1, 9), **KINDS[number % 3])
+                ticket = session.submit("".join(chance.choices("abcdef ", k=chance.randrange(1, 40))), options)
+                if chance.random() < 0.2:
+                    session.cancel(chance.randrange(ticket + 1))
+                if chance.random() < 0.3:
+                    session.step()
+            drain(session)
+            session.step()
+            assert (session.num_waiting, session.num_running, session.cached_tokens) == (0, 0, 0)
+            gc.collect()
+            if wave >= 5:
+                num_tensors.append(sum(type(item) is torch.Tensor for item in gc.get_objects()))
+    assert max(num_tensors) - min(num_tensors) <= 40, "buffers for every number of rows, and no more"
 
 
 @pytest.mark.parametrize("method", ["mmtad", "mtad", "speculative", "autoregressive"])
