@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mtad.api import Engine, PromptFormat
-from mtad.bench.contenders import Contender
+from mtad.api.contenders import Contender
 from mtad.errors import ConfigError
 from mtad.results.comparison import SCHEMA, AnswerFigures
 from mtad.results.provenance import describe_run

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from mtad.api import Engine
-from mtad.bench.contenders import Contender
+from mtad.api.contenders import Contender
 from mtad.bench.peers import PEER_NAMES, SpeedSample, TransformersPeer, sampling_settings
 from mtad.bench.workloads import SpeedWorkload, build_prompts
 from mtad.config import GenerationOptions

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     models, generation = read_settings(options)
     _check(options)
 
-    from mtad.bench.contenders import parse_contenders
+    from mtad.api.contenders import parse_contenders
     from mtad.bench.peers import PEER_NAMES
     from mtad.bench.workloads import SpeedWorkload
     from mtad.decoding import needs_draft_model

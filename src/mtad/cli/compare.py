@@ -14,8 +14,8 @@ from mtad.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtad.api import Engine
+    from mtad.api.contenders import Contender
     from mtad.bench.compare import Workload
-    from mtad.bench.contenders import Contender
     from mtad.results.comparison import MethodSummary
 
 DESCRIPTION = """Decode one prompt set with many rules, on the same models, seeds and engine, and
@@ -110,8 +110,8 @@ def run(options: argparse.Namespace) -> int:
     prompts = _collect_prompts(options)
 
     from mtad.api import PromptFormat
+    from mtad.api.contenders import parse_contenders
     from mtad.bench.compare import Workload
-    from mtad.bench.contenders import parse_contenders
 
     contenders = parse_contenders(options.rules, generation)
     engine = load_engine(models, _most_demanding(contenders), color=options.color)

@@ -1,5 +1,6 @@
 """Frozen settings, their bounds and help texts, and how files and flags are merged into them."""
 
+from mtad.config.evaluation import EvaluationOptions
 from mtad.config.fields import Setting, replace_settings, setting_fields
 from mtad.config.files import read_config_file
 from mtad.config.options import (
@@ -17,6 +18,7 @@ __all__ = [
     "METHOD_NAMES",
     "RULE_OPTIONS",
     "VERIFIER_NAMES",
+    "EvaluationOptions",
     "GenerationOptions",
     "ModelOptions",
     "SessionOptions",

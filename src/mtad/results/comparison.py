@@ -78,7 +78,7 @@ def summarize(record: dict[str, Any]) -> list[MethodSummary]:
     """The table of a record, contenders in their order; those without an answer yet are left out."""
     rows = {label: row for label, row in record["rows"].items() if row["answers"]}
     baseline = rows.get(BASELINE)
-    return [_summary(label, row, baseline) for label, row in rows.items()]
+    return [summarize_row(label, row, baseline) for label, row in rows.items()]
 
 
 def summaries_to_json(summaries: Sequence[MethodSummary]) -> list[dict[str, Any]]:
@@ -86,7 +86,14 @@ def summaries_to_json(summaries: Sequence[MethodSummary]) -> list[dict[str, Any]
     return [asdict(item) for item in summaries]
 
 
-def _summary(label: str, row: dict[str, Any], baseline: dict[str, Any] | None) -> MethodSummary:
+def summarize_row(label: str, row: dict[str, Any], baseline: dict[str, Any] | None) -> MethodSummary:
+    """The figures of one contender.
+
+    Args:
+        label: Its name.
+        row: `answers`, and for every batch `batches`, `batch_tokens` and `decode_s`, as in a record.
+        baseline: The row that changes and ratios are against; None where there is none.
+    """
     answers = row["answers"]
     tokens, calls, log_probs = (_by_prompt(answers, key) for key in ("num_tokens", "target_calls", "log_prob_sum"))
     per_token = ratio_of_sums(-log_probs, tokens)

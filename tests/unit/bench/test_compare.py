@@ -7,8 +7,8 @@ import pytest
 from tests.tiny_engine import tiny_engine
 
 from mtad.api import Engine, PromptFormat
+from mtad.api.contenders import Contender, parse_contenders
 from mtad.bench.compare import Workload, continue_record, open_record, run_comparison
-from mtad.bench.contenders import Contender, parse_contenders
 from mtad.config import GenerationOptions
 from mtad.errors import ConfigError
 from mtad.results.comparison import summarize

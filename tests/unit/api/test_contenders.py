@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtad.bench.contenders import parse_contenders
+from mtad.api.contenders import parse_contenders
 from mtad.config import VERIFIER_NAMES, GenerationOptions
 from mtad.decoding import resolve_pair
 from mtad.errors import ConfigError

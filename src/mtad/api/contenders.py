@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtad.config import METHOD_NAMES, VERIFIER_NAMES, GenerationOptions, Setting, replace_settings, setting_fields
+from mtad.config import (
+    METHOD_NAMES,
+    RULE_OPTIONS,
+    VERIFIER_NAMES,
+    GenerationOptions,
+    Setting,
+    replace_settings,
+    setting_fields,
+)
 from mtad.decoding import build_rule, check_rule_options, fitting_drafters, resolve_pair
 from mtad.errors import ConfigError
 from mtad.results.comparison import BASELINE
@@ -45,6 +53,29 @@ def parse_contenders(words: Sequence[str], base: GenerationOptions) -> list[Cont
     for word in spelled:
         found.setdefault(word, _parse(word, base))
     return list(found.values())
+
+
+def spread_thresholds(contenders: Sequence[Contender], thresholds: Sequence[float]) -> list[Contender]:
+    """Each contender whose rule reads the threshold once per threshold, unless it names its own.
+
+    Raises:
+        ConfigError: A threshold is out of its bounds.
+    """
+    spelled: list[Contender] = []
+    for item in contenders:
+        if not thresholds or "threshold=" in item.label or not _reads_threshold(item.options):
+            spelled.append(item)
+            continue
+        for threshold in thresholds:
+            options = replace_settings(item.options, {"threshold": threshold}, "thresholds")
+            joint = "," if ":" in item.label else ":"
+            spelled.append(Contender(f"{item.label}{joint}threshold={threshold:g}", options))
+    return spelled
+
+
+def _reads_threshold(options: GenerationOptions) -> bool:
+    pair = resolve_pair(options)
+    return pair is not None and "threshold" in RULE_OPTIONS.get(pair.verifier, ())
 
 
 def _everything() -> Iterable[str]:
