@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtad.api.engine import Engine
     from mtad.api.prompts import PromptFormat
+    from mtad.api.session import BatchSession
     from mtad.api.transformers_generate import custom_generate
     from mtad.config import GenerationOptions, ModelOptions
     from mtad.errors import MtadError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BatchSession": "mtad.api.session",
     "DecodingStats": "mtad.structures.results",
     "Engine": "mtad.api.engine",
     "GenerationOptions": "mtad.config",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchSession",
     "DecodingStats",
     "Engine",
     "GenerationOptions",

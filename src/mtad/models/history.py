@@ -43,7 +43,8 @@ class TokenHistory:
         if rows != batch_size or not capacity < slots <= 2 * (capacity + 1):
             # One more slot is a waste bin for the padding of ragged appends.
             self._all_tokens = torch.zeros(batch_size, capacity + 1, dtype=torch.int64, device=self.device)
-            self._all_lengths = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+            # A row that nobody has begun may pad a batch, and whoever looks back finds at least one token.
+            self._all_lengths = torch.ones(batch_size, dtype=torch.int64, device=self.device)
         self.use_rows(0, batch_size, 0)
 
     def use_rows(self, first_row: int, num_rows: int, longest: int) -> None:
