@@ -29,6 +29,7 @@ from mtad.decoding import (
 )
 from mtad.errors import ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models, load_stock_models
+from mtad.models.scoring import TokenScores, score_sequences
 from mtad.structures import GenerationResult, LogitsProcessor, Piece
 
 DEFAULT_BATCH_SIZE = 8
@@ -217,6 +218,16 @@ class Engine:
     def settings_record(self, options: GenerationOptions) -> dict[str, Any]:
         """Every setting of a run, resolved and with the models', as results keep it."""
         return asdict(self.resolve(options)) | {"models": asdict(self.models.options)}
+
+    def score(self, sequences: Sequence[Sequence[int]], *, batch_size: int = DEFAULT_BATCH_SIZE) -> list[TokenScores]:
+        """Log-probabilities of given token ids under the target, each token but the first; batched as they come.
+
+        Raises:
+            CapacityError: A text does not fit the model or the memory.
+        """
+        with self._exclusive(), memory_errors():
+            batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
+            return [scores for batch in batches for scores in score_sequences(self.models.target, batch)]
 
     def load_stock_models(self) -> tuple[Any, Any | None]:
         """Target and draft once more as transformers runs them; see `mtad.models.loading.load_stock_models`."""

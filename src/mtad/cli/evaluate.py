@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   mtad evaluate --data ./data --tasks wikitext --rules autoregressive mmtad --thresholds 0.1 0.5 0.9
   mtad evaluate --data ./data --tasks humaneval --num-seeds 5 --allow-code-execution
   mtad evaluate --data ./data --tasks wikitext --rules mmtad --drafts ./nano ./small ./base
+  mtad evaluate --lm-eval hellaswag gsm8k --rules autoregressive mmtad --limit 100
 
 Tasks: spider, humaneval, mbpp, gsm8k, xsum, cnn_dm, mt_bench, spec_bench, wikitext.
 Contenders are spelled as for `mtad compare`; differences and speed ratios are
@@ -56,6 +57,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks, with commas or spaces between")
     add_contender_flags(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: evaluation)")
+    parser.add_argument(
+        "--lm-eval", nargs="+", metavar="TASK", help="run these tasks of lm-evaluation-harness instead of --tasks"
+    )
+    parser.add_argument("--lm-eval-path", type=Path, metavar="DIR", help="folder of further task files of the harness")
     parser.add_argument("--json", action="store_true", help="the record as one JSON document on stdout")
     add_settings(parser, EvaluationOptions, "evaluation")
     add_common(parser)
@@ -84,6 +89,10 @@ def add_contender_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
+    if options.lm_eval:
+        from mtad.cli.harness import run_harness_tasks
+
+        return run_harness_tasks(options, models, generation)
     if options.data is None or not options.tasks:
         raise ConfigError("evaluate needs --data DIR and --tasks NAME; mtad evaluate --help lists the tasks")
     plan = build_plan(options, generation, [name for word in options.tasks for name in word.split(",") if name])
@@ -103,10 +112,7 @@ def build_plan(options: argparse.Namespace, generation: GenerationOptions, tasks
     named = [name for name in ("method", "drafter", "verifier") if name in vars(options)]
     if named:
         raise ConfigError(f"evaluate takes no --{named[0]}; name a contender instead: --rules joint@beam mmtad block")
-    given = {
-        item.name: getattr(options, item.name) for item in setting_fields(EvaluationOptions) if item.name in options
-    }
-    evaluation = replace_settings(EvaluationOptions(), given, "flags")
+    evaluation = read_evaluation(options)
 
     from mtad.api.contenders import parse_contenders, spread_thresholds
     from mtad.evaluation.plan import EvaluationPlan, load_tasks
@@ -120,6 +126,18 @@ def build_plan(options: argparse.Namespace, generation: GenerationOptions, tasks
         system=options.system,
         max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
     )
+
+
+def read_evaluation(options: argparse.Namespace) -> EvaluationOptions:
+    """The settings of the evaluation that were given as flags.
+
+    Raises:
+        ConfigError: One is out of its bounds.
+    """
+    given = {
+        item.name: getattr(options, item.name) for item in setting_fields(EvaluationOptions) if item.name in options
+    }
+    return replace_settings(EvaluationOptions(), given, "flags")
 
 
 def execute(

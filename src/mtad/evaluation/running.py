@@ -26,8 +26,8 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Fill the folder and return its record; what it holds already is not run again.
 
-    The folder gets `items.jsonl` (batch by batch), and at the end `items.parquet`, the table in `run.json`, and what other
-    tools read.
+    The folder gets `items.jsonl` (batch by batch), and at the end `items.parquet`, the table in `run.json`, and what
+    other tools read.
 
     Args:
         load: Gives the engine of a draft.
