@@ -54,3 +54,7 @@ class DataError(MtadError):
 
 class JudgeError(MtadError):
     """A judge's endpoint cannot be reached or answers nonsense."""
+
+
+class DistillError(MtadError):
+    """A draft cannot be trained, or a run cannot be gone on with."""

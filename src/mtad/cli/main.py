@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mtad import __version__
-from mtad.cli import bench, chat, compare, evaluate, generate, replay
+from mtad.cli import bench, chat, compare, distill, evaluate, generate, replay
 from mtad.cli.parser import Parser
 from mtad.errors import MtadError
 
@@ -69,6 +69,7 @@ def build_parser() -> Parser:
     replay.add_command(commands)
     bench.add_command(commands)
     evaluate.add_command(commands)
+    distill.add_command(commands)
     return parser
 
 

@@ -1,5 +1,6 @@
 """Frozen settings, their bounds and help texts, and how files and flags are merged into them."""
 
+from mtad.config.distillation import SIZE_NAMES, DistillOptions
 from mtad.config.evaluation import EvaluationOptions
 from mtad.config.fields import Setting, replace_settings, setting_fields
 from mtad.config.files import read_config_file
@@ -17,7 +18,9 @@ __all__ = [
     "DRAFTER_NAMES",
     "METHOD_NAMES",
     "RULE_OPTIONS",
+    "SIZE_NAMES",
     "VERIFIER_NAMES",
+    "DistillOptions",
     "EvaluationOptions",
     "GenerationOptions",
     "ModelOptions",

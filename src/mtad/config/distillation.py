@@ -1,0 +1,74 @@
+"""The settings of training a draft."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mtad.config.fields import check_settings, setting
+from mtad.errors import ConfigError
+
+SIZE_NAMES = ("nano", "small", "base")
+_SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,2}")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOptions:
+    """How a draft is made for a target."""
+
+    size: tuple[str, ...] = setting(
+        tuple,
+        ("small",),
+        "draft to train: nano, small, base, HIDDENxLAYERS such as 192x3, or auto; may be given several times, and all "
+        "share the target's work",
+    )
+    tokens: int = setting(int, 2_000_000, "tokens of text to sample from the target", minimum=1)
+    init: str = setting(
+        str,
+        "pca",
+        "how the draft begins: pca (embeddings are the target's principal components), layers (the target's own, "
+        "evenly spaced), random, or the folder of a draft",
+    )
+    loss: Literal["kl", "tv", "acceptance"] = setting(
+        str, "kl", "what is lowered, on the target's whole distribution", choices=("kl", "tv", "acceptance")
+    )
+    time_budget: str | None = setting(
+        str, None, "time for everything, such as 90s, 8m or 2h; the learning rate has decayed by then"
+    )
+    epochs: int = setting(int, 3, "passes over the sampled text, unless the time budget ends first", minimum=1)
+    self_written: float = setting(
+        float,
+        0.3,
+        "share of the prompts that the target writes itself in its user's turn (all of them without --prompts)",
+        minimum=0,
+        maximum=1,
+    )
+    prompt_tokens: int = setting(int, 256, "longest prompt; longer ones are left out", minimum=1)
+    answer_tokens: int = setting(int, 192, "longest sampled answer", minimum=2)
+    sampling_batch: int = setting(int, 32, "texts sampled at a time", minimum=1, maximum=4096)
+    batch_tokens: int = setting(int, 4096, "tokens of one training batch, padding included", minimum=16)
+    accumulation: int = setting(int, 1, "batches whose gradients are added up for one step", minimum=1)
+    learning_rate: float = setting(float, 2e-3, "largest learning rate of AdamW", above=0, maximum=1)
+    seed: int = setting(int, 0, "seed of sampling, beginnings and order", minimum=0, maximum=2**62)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.size:
+            raise ConfigError(f"size must name at least one draft, got none; choose from {', '.join(SIZE_NAMES)}")
+        for name in self.size:
+            if name not in (*SIZE_NAMES, "auto") and not _SIZE.fullmatch(name):
+                raise ConfigError(
+                    f"size must be {', '.join(SIZE_NAMES)}, auto or HIDDENxLAYERS such as 192x3, got {name!r}"
+                )
+        _ = self.budget_s
+
+    @property
+    def budget_s(self) -> float | None:
+        """The time budget in seconds; None where there is none."""
+        if self.time_budget is None:
+            return None
+        found = _DURATION.fullmatch(self.time_budget)
+        if found is None or float(found[1]) == 0:
+            raise ConfigError(f"time_budget must be a time such as 90s, 8m or 2h, got {self.time_budget!r}")
+        return float(found[1]) * _SECONDS[found[2]]

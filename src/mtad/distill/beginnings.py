@@ -1,0 +1,101 @@
+"""How a draft begins, before it has seen any text."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from mtad.distill.shapes import DraftShape
+from mtad.distill.teacher import check_plain_head
+from mtad.errors import ConfigError
+from mtad.models.checkpoints import load_causal_model, read_model_config
+
+_LAYER = re.compile(r"\.(layers|h|blocks)\.(\d+)\.")
+_EMBEDDING_SCALE = 0.02
+
+
+def begin_draft(shape: DraftShape, target: Any, init: str, seed: int) -> Any:
+    """A draft in float32 (float64 for a float64 target) on the target's device, ready to be trained.
+
+    Args:
+        shape: Width and depth; `layers` keeps the target's width, and a folder has both already.
+        target: The target as transformers loads it, unpacked.
+        init: `pca`, `layers`, `random`, or the folder of a draft with the target's vocabulary.
+        seed: Of the random weights.
+
+    Raises:
+        ConfigError: The folder's draft has another vocabulary, or the target has too few layers.
+        ModelLoadError: The folder cannot be loaded.
+    """
+    device = target.get_input_embeddings().weight.device
+    wide = torch.promote_types(target.get_input_embeddings().weight.dtype, torch.float32)
+    config = target.config.get_text_config(decoder=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if init == "layers":
+            draft = _from_layers(target, shape.layers)
+        elif init in ("pca", "random"):
+            draft = AutoModelForCausalLM.from_config(shape.config(config))  # type: ignore[no-untyped-call]
+        else:
+            draft = _from_folder(init, int(config.vocab_size), device)
+    draft = draft.to(device=device, dtype=wide)
+    if init == "pca":
+        components = principal_components(target.get_input_embeddings().weight, shape.hidden)
+        draft.get_input_embeddings().weight.data.copy_(components)
+    check_plain_head(draft.eval(), shape.name)
+    return draft.requires_grad_(True)
+
+
+@torch.no_grad()
+def principal_components(embeddings: Tensor, count: int) -> Tensor:
+    """The embeddings in the basis of their largest principal components, scaled to a usual spread.
+
+    Args:
+        embeddings: `[vocab, width]`.
+        count: Components; where it exceeds the width, the others are zero.
+
+    Returns:
+        `[vocab, count]` in at least float32.
+    """
+    wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    centred = wide - wide.mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    found = centred @ vectors.flip(1)[:, :count]
+    scaled = found * (_EMBEDDING_SCALE / found.std())
+    return nn.functional.pad(scaled, (0, count - found.shape[1]))
+
+
+def _from_folder(init: str, vocab_size: int, device: torch.device) -> Any:
+    folder = Path(init).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"init must be pca, layers, random or the folder of a draft, got {init!r}; check the spelling"
+        )
+    config = read_model_config(folder, "draft")
+    width = int(config.get_text_config(decoder=True).vocab_size)
+    if width != vocab_size:
+        raise ConfigError(
+            f"got --init {init} with a vocabulary of {width}, expected the target's {vocab_size}; use --init pca"
+        )
+    return load_causal_model(folder, "draft", config, dtype=torch.float32, device=device)
+
+
+def _from_layers(target: Any, count: int) -> Any:
+    config = type(target.config).from_dict(target.config.to_dict())
+    available = int(config.num_hidden_layers)
+    if count > available:
+        raise ConfigError(f"got {count} layers for --init layers, expected at most the target's {available}")
+    chosen = [round(index * (available - 1) / max(count - 1, 1)) for index in range(count)]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in chosen]
+    draft = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    found = target.state_dict()
+    wanted = {
+        name: found[_LAYER.sub(lambda part: f".{part[1]}.{chosen[int(part[2])]}.", name)] for name in draft.state_dict()
+    }
+    draft.load_state_dict(wanted)
+    return draft

@@ -1,0 +1,155 @@
+"""What a draft of some cost and overlap brings, before it is tried."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from mtad.distill.shapes import DraftShape
+from mtad.models.loading import LoadedModels
+from mtad.models.packed_linear import pack_linears
+from mtad.models.runner import ModelRunner
+from mtad.models.transformers_runner import TransformersRunner
+from mtad.structures import TokenTree
+
+TYPICAL_OVERLAPS: Mapping[str, float] = {"nano": 0.45, "small": 0.53, "base": 0.61}
+"""What drafts of these sizes reached for SmolLM2-135M-Instruct; for other targets the order matters, not the figure."""
+LONGEST_DRAFT = 8
+_CONTEXT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairCosts:
+    """Times of one pair at batch 1, the target's call for one token being 1.
+
+    Attributes:
+        target_ms: That call.
+        draft: One call of the draft for one token.
+        draft_level: One call of the draft for a level of three beams.
+        verify: The target's call for 1 + gamma tokens, by gamma.
+    """
+
+    target_ms: float
+    draft: float
+    draft_level: float
+    verify: dict[int, float]
+
+
+def expected_tokens(overlap: float, gamma: int) -> float:
+    """Tokens of one call when each of `gamma` drafted tokens in a row is kept with probability `overlap`.
+
+    (1 - a^(gamma + 1)) / (1 - a), as in Leviathan et al. 2023.
+    """
+    return float(sum(overlap**depth for depth in range(gamma + 1)))
+
+
+def predicted_speedup(tokens_per_call: float, draft_cost: float, verify_cost: float, gamma: int) -> float:
+    """Speed against the target alone: tokens of a call by verify + gamma * draft, in calls of the target."""
+    return tokens_per_call / (verify_cost + gamma * draft_cost)
+
+
+def best_length(overlap: float, costs: PairCosts) -> tuple[int, float]:
+    """The chain length with the largest predicted speed-up, and that speed-up."""
+    found = [
+        (predicted_speedup(expected_tokens(overlap, gamma), costs.draft, verify, gamma), gamma)
+        for gamma, verify in costs.verify.items()
+    ]
+    speedup, gamma = max(found)
+    return gamma, speedup
+
+
+def measure_costs(target: ModelRunner, drafts: Sequence[ModelRunner], repeats: int) -> list[PairCosts]:
+    """Time calls of a target and of several drafts in turns; medians.
+
+    Args:
+        target: The large model.
+        drafts: Small ones.
+        repeats: Rounds.
+    """
+    gammas = (*range(1, 5), LONGEST_DRAFT)
+    calls: dict[tuple[Any, ...], Callable[[], Any]] = {("target",): _call(target, 0)}
+    calls |= {("verify", gamma): _call(target, gamma) for gamma in gammas}
+    calls |= {("draft", index): _call(draft, 0) for index, draft in enumerate(drafts) if draft is not target}
+    calls |= {("level", index): _call(draft, 2) for index, draft in enumerate(drafts) if draft is not target}
+    for runner in {id(item): item for item in (target, *drafts)}.values():
+        _prepare(runner)
+    samples: dict[tuple[Any, ...], list[float]] = {key: [] for key in calls}
+    for repeat in range(repeats + 1):
+        for key, call in calls.items():
+            seconds = _seconds(call, target.device)
+            if repeat:
+                samples[key].append(seconds)
+    medians = {key: statistics.median(values) for key, values in samples.items()}
+    base = medians[("target",)]
+    return [
+        PairCosts(
+            target_ms=1000 * base,
+            draft=medians.get(("draft", index), base) / base,
+            draft_level=medians.get(("level", index), medians[("verify", 2)]) / base,
+            verify={gamma: medians[("verify", gamma)] / base for gamma in gammas},
+        )
+        for index in range(len(drafts))
+    ]
+
+
+def choose_size(models: LoadedModels, repeats: int = 7) -> tuple[str, dict[str, float]]:
+    """The named size with the largest predicted speed-up here, and every size's.
+
+    Args:
+        models: The target.
+        repeats: Rounds of timing drafts with random weights.
+    """
+    config = models.target.config
+    dtype, device = getattr(torch, models.options.dtype), models.target.device
+    drafts = []
+    for name in TYPICAL_OVERLAPS:
+        with torch.random.fork_rng(devices=[]):
+            model: Any = AutoModelForCausalLM.from_config(DraftShape.parse(name).config(config))  # type: ignore[no-untyped-call]
+        model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        pack_linears(model)
+        drafts.append(TransformersRunner(model))
+        drafts[-1].attach()
+    costs = measure_costs(models.target, drafts, repeats)
+    predicted = {
+        name: best_length(overlap, cost)[1]
+        for (name, overlap), cost in zip(TYPICAL_OVERLAPS.items(), costs, strict=True)
+    }
+    return max(predicted, key=lambda name: predicted[name]), predicted
+
+
+def _prepare(runner: ModelRunner) -> None:
+    runner.allocate(1, _CONTEXT + LONGEST_DRAFT + 2)
+    tokens = torch.zeros(1, _CONTEXT, dtype=torch.int64, device=runner.device)
+    runner.prefill(tokens, torch.tensor([_CONTEXT], device=runner.device))
+
+
+def _call(runner: ModelRunner, gamma: int) -> Callable[[], Any]:
+    tree, pending = chain_tree(gamma, runner.device), torch.zeros(1, dtype=torch.int64, device=runner.device)
+    return lambda: runner.score_tree(pending, tree)
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def chain_tree(gamma: int, device: torch.device) -> TokenTree:
+    """A chain of `gamma` tokens, whatever they are, for timing."""
+    order = torch.arange(gamma, device=device).unsqueeze(0)
+    return TokenTree(
+        tokens=torch.zeros_like(order),
+        parents=order - 1,
+        depths=order + 1,
+        joint_draft_log_probs=torch.zeros_like(order, dtype=torch.float32),
+        ancestors=(2 << order) - 1,
+        winner=torch.full((1,), gamma - 1, device=device),
+        valid=torch.ones_like(order, dtype=torch.bool),
+        carried=torch.zeros_like(order, dtype=torch.bool),
+    )

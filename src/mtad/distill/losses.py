@@ -1,0 +1,117 @@
+"""Losses on the target's whole distribution, a chunk of tokens at a time, with gradients of our own.
+
+Autograd would keep several float32 tensors of `[tokens, vocab]`. Here every chunk's gradients with respect to the
+hidden states and the output head are computed at once, and the chunk's logits are forgotten.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ENTRIES = 2**24
+"""Logits held at once: tokens of a chunk times vocabulary."""
+
+TargetLogits = Callable[[int, int], Tensor]
+"""The target's logits of tokens `start` to `end`, `[end - start, vocab]`, any float dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """One chunk's sums over its tokens, and the gradient.
+
+    Attributes:
+        loss: Scalar, in nats for `kl` and `acceptance`.
+        overlap: Scalar, sum of sum(min(p, q)).
+        gradient: Of the loss with respect to the draft's logits, `[tokens, vocab]`.
+    """
+
+    loss: Tensor
+    overlap: Tensor
+    gradient: Tensor
+
+
+def compare(target_log_probs: Tensor, logits: Tensor, loss: str) -> ChunkResult:
+    """Loss, overlap and gradient of one chunk.
+
+    `kl` is sum p (log p - log q); `tv` is 1 - sum min(p, q); `acceptance` is -log sum min(p, q), whose gradient does
+    not fade where both hardly meet.
+
+    Args:
+        target_log_probs: Natural logs, `[tokens, vocab]`.
+        logits: The draft's, same shape and dtype; overwritten.
+        loss: `kl`, `tv` or `acceptance`.
+    """
+    log_q = logits.sub_(logits.logsumexp(-1, keepdim=True))
+    p, q = target_log_probs.exp(), log_q.exp()
+    overlap = torch.minimum(p, q).sum(-1)
+    if loss == "kl":
+        value = (p * (target_log_probs.clamp(min=-1e4) - log_q)).sum()
+        return ChunkResult(value, overlap.sum(), q.sub_(p))
+    inside = (q < p) * q
+    gradient = q.mul_(inside.sum(-1, keepdim=True)).sub_(inside)
+    if loss == "tv":
+        return ChunkResult((1 - overlap).sum(), overlap.sum(), gradient)
+    floor = overlap.clamp(min=torch.finfo(overlap.dtype).tiny)
+    return ChunkResult(-floor.log().sum(), overlap.sum(), gradient.div_(floor.unsqueeze(-1)))
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Mean loss and overlap of several drafts against one target, with their gradients computed on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, target_logits: TargetLogits, loss: str, chunk: int, *pairs: Tensor) -> tuple[Tensor, ...]:
+        hiddens, heads = pairs[0::2], pairs[1::2]
+        count = len(hiddens[0])
+        wide = torch.promote_types(heads[0].dtype, torch.float32)
+        gradients = [
+            (torch.zeros_like(hidden), torch.zeros_like(head)) for hidden, head in zip(hiddens, heads, strict=True)
+        ]
+        sums = torch.zeros(2, len(hiddens), dtype=wide, device=hiddens[0].device)
+        narrow = [head.to(hidden.dtype) for hidden, head in zip(hiddens, heads, strict=True)]
+        for start in range(0, count, chunk):
+            end = min(start + chunk, count)
+            target_log_probs = target_logits(start, end).to(wide).log_softmax(-1)
+            for index, hidden in enumerate(hiddens):
+                part = hidden[start:end]
+                result = compare(target_log_probs, (part @ narrow[index].T).to(wide), loss)
+                sums[0, index] += result.loss
+                sums[1, index] += result.overlap
+                scaled = result.gradient.div_(count).to(hidden.dtype)
+                gradients[index][0][start:end] = scaled @ narrow[index]
+                gradients[index][1].add_(scaled.T @ part)
+        ctx.save_for_backward(*(item for pair in gradients for item in pair))
+        means = sums / count
+        overlaps = means[1].clone()
+        ctx.mark_non_differentiable(overlaps)
+        return (*means[0].unbind(), overlaps)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        scaled = [item * outer[index // 2] for index, item in enumerate(saved)]
+        return (None, None, None, *scaled)
+
+
+def fused_loss(
+    target_logits: TargetLogits, drafts: Sequence[tuple[Tensor, Tensor]], loss: str, chunk: int | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Mean loss of every draft over the tokens; the target's distribution is computed once for all.
+
+    Args:
+        target_logits: Gives the target's logits of a range of tokens.
+        drafts: Last hidden states `[tokens, hidden]` and output head `[vocab, hidden]` of each; gradients reach both.
+            The product is made in the dtype of the hidden states, everything behind it in at least float32.
+        loss: `kl`, `tv` or `acceptance`.
+        chunk: Tokens at a time; so many that `CHUNK_ENTRIES` logits are held when not given.
+
+    Returns:
+        One scalar loss per draft, and the overlaps, `[drafts]`, without gradient.
+    """
+    vocab_size = len(drafts[0][1])
+    chunk = chunk or max(CHUNK_ENTRIES // vocab_size, 16)
+    flat = [tensor for pair in drafts for tensor in pair]
+    *losses, overlaps = _FusedLoss.apply(target_logits, loss, chunk, *flat)  # type: ignore[no-untyped-call]
+    return losses, overlaps

@@ -1,0 +1,140 @@
+"""Sampled texts on disk: token ids in two or four bytes each, and where every text begins."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtad.distill.work import WorkFolder, disk_errors, sync
+
+STAGE = "sample"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One prompt with its sampled answer."""
+
+    token_ids: list[int]
+    num_prompt_tokens: int
+
+
+class TextStore:
+    """An append-only file of token ids beside an index of `(end, prompt tokens)` pairs.
+
+    Every append is brought onto the disk before `sample.json` says that it is there; what a killed run left behind
+    that point is cut off.
+
+    Args:
+        work: Where the files lie.
+        vocab_size: Two bytes a token suffice up to 65,536.
+    """
+
+    def __init__(self, work: WorkFolder, vocab_size: int) -> None:
+        self.work = work
+        self.kind: Any = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+        self._tokens, self._index = work.path / "tokens.bin", work.path / "index.bin"
+        self.state: dict[str, Any] = {"batches": 0, "texts": 0, "tokens": 0, "seconds": 0.0, "is_finished": False}
+        self.state |= work.read(STAGE)
+        with disk_errors(work.path):
+            _cut(self._tokens, self.state["tokens"] * self.kind.itemsize)
+            _cut(self._index, self.state["texts"] * 16)
+
+    def append(self, texts: list[Text], seconds: float) -> None:
+        """Add one batch; all or nothing of it is there after a kill or on a full disk.
+
+        Raises:
+            DistillError: It cannot be written.
+        """
+        end = self.state["tokens"]
+        places = []
+        for text in texts:
+            end += len(text.token_ids)
+            places.append((end, text.num_prompt_tokens))
+        flat = np.array([token for text in texts for token in text.token_ids], dtype=self.kind)
+        with disk_errors(self.work.path):
+            for path, values in ((self._tokens, flat), (self._index, np.array(places, dtype=np.int64))):
+                with path.open("ab") as file:
+                    file.write(values.tobytes())
+                    sync(file)
+        self._note(
+            batches=self.state["batches"] + 1,
+            texts=self.state["texts"] + len(texts),
+            tokens=end,
+            seconds=self.state["seconds"] + seconds,
+        )
+
+    def finish(self) -> None:
+        """Say that no more will come."""
+        self._note(is_finished=True)
+
+    def _note(self, **changes: Any) -> None:
+        changed = self.state | changes
+        self.work.write(STAGE, changed)
+        self.state = changed
+
+    def open(self) -> "StoredTexts":
+        """The texts, memory-mapped."""
+        index = np.fromfile(self._index, dtype=np.int64).reshape(-1, 2)
+        return StoredTexts(np.memmap(self._tokens, dtype=self.kind, mode="r"), index)
+
+
+class StoredTexts:
+    """Read access to stored texts.
+
+    Args:
+        tokens: All token ids, one behind another.
+        index: `[texts, 2]`: where each ends, and the length of its prompt.
+    """
+
+    def __init__(self, tokens: Any, index: Any) -> None:
+        self._tokens = tokens
+        self.ends = index[:, 0]
+        self.starts = np.concatenate([[0], index[:-1, 0]]).astype(np.int64)
+        self.prompts = index[:, 1]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def lengths(self) -> Any:
+        """Tokens of every text, int64."""
+        return self.ends - self.starts
+
+    def prompt(self, number: int) -> list[int]:
+        """Token ids of one text's prompt."""
+        start = self.starts[number]
+        found: list[int] = self._tokens[start : start + self.prompts[number]].tolist()
+        return found
+
+    def pad(self, numbers: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Some texts side by side.
+
+        Returns:
+            Right-padded tokens, `[texts, longest]` int64, and the flat places in them behind which an answer's token
+            stands, `[places]` int64.
+        """
+        longest = int(self.lengths[numbers].max())
+        tokens = np.zeros((len(numbers), longest), dtype=np.int64)
+        places = []
+        for row, number in enumerate(numbers):
+            length = int(self.lengths[number])
+            tokens[row, :length] = self._tokens[self.starts[number] : self.ends[number]]
+            places.append(np.arange(self.prompts[number] - 1, length - 1) + row * longest)
+        return torch.from_numpy(tokens).to(device), torch.from_numpy(np.concatenate(places)).to(device)
+
+    def split(self) -> tuple[list[int], list[int]]:
+        """Numbers of the texts to train on, and of the last twentieth (at most 128), which is held out."""
+        held_out = max(1, min(128, len(self) // 20))
+        return list(range(len(self) - held_out)), list(range(len(self) - held_out, len(self)))
+
+
+def _cut(path: Path, size: int) -> None:
+    if path.exists() and path.stat().st_size > size:
+        with path.open("r+b") as file:
+            file.truncate(size)
+            sync(file)
+    elif not path.exists():
+        path.touch()

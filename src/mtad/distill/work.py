@@ -1,0 +1,110 @@
+"""The folder in which an unfinished run keeps what it has done."""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtad.errors import CapacityError, DistillError
+from mtad.results.files import read_json, write_json
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WORK_NAME = ".work"
+
+
+class WorkFolder:
+    """`.work` in the output folder: the settings of the run, and one JSON file per stage.
+
+    Args:
+        output: The folder that is to hold the draft.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output / WORK_NAME
+
+    def open(self, settings: Mapping[str, Any]) -> bool:
+        """Begin, or go on with a run of the same settings.
+
+        Args:
+            settings: What must be alike, ready for JSON.
+
+        Returns:
+            Whether there was something to go on with.
+
+        Raises:
+            DistillError: The folder holds a run with other settings, or cannot be written.
+        """
+        found = self.read("settings")
+        if not found:
+            with disk_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self.write("settings", dict(settings))
+            return False
+        differing = [name for name in settings if found.get(name) != settings[name]]
+        if differing:
+            changes = ", ".join(f"{name} was {found.get(name)!r} and is {settings[name]!r}" for name in differing)
+            raise DistillError(
+                f"{self.path.parent} holds a run with other settings ({changes}); give the same ones, or another --out"
+            )
+        return True
+
+    def read(self, stage: str) -> dict[str, Any]:
+        """What a stage wrote last; empty where it has not begun."""
+        file = self.path / f"{stage}.json"
+        return read_json(file) if file.exists() else {}
+
+    def write(self, stage: str, document: dict[str, Any]) -> None:
+        """Replace a stage's file in one step."""
+        with disk_errors(self.path):
+            write_json(self.path / f"{stage}.json", document)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one sentence.
+
+    Raises:
+        DistillError: The block could not write.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = "free some space" if error.errno in _FULL else "check the folder"
+        raise DistillError(
+            f"{path} cannot be written ({error.strerror}); {advice} and run the same command again, "
+            "it goes on from what is there"
+        ) from error
+
+
+@contextmanager
+def training_memory_errors() -> Iterator[None]:
+    """Turn exhausted memory into one sentence.
+
+    Raises:
+        CapacityError: The block ran out of memory.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _out_of_memory() from error
+    except RuntimeError as error:
+        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
+            raise _out_of_memory() from error
+        raise
+
+
+def sync(file: Any) -> None:
+    """Bring what was written to an open file onto the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _out_of_memory() -> CapacityError:
+    return CapacityError(
+        "out of memory while distilling; lower --batch-tokens (with more --accumulation), --sampling-batch or the "
+        "number of --size, and run again"
+    )

@@ -1,0 +1,117 @@
+"""A whole run: what it writes, what loads it, and that kills and other settings are met with care."""
+
+import json
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.unit.distill.conftest import model_options, quick_options, silent
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mtad.api import Engine
+from mtad.distill.pipeline import Distillation
+from mtad.errors import DistillError
+
+
+def _run(target: Path, output: Path, *, prompts: Any = ("abc", "hello"), note: Any = silent, **changes: Any) -> Any:
+    return Distillation(model_options(target), quick_options(**changes), list(prompts), output, note).run()
+
+
+@pytest.fixture(scope="module")
+def finished(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    output = tmp_path_factory.mktemp("finished") / "draft"
+    return output, _run(target_folder, output)
+
+
+def test_the_draft_loads_in_mtad(target_folder: Path, finished: tuple[Path, Any]) -> None:
+    engine = Engine.from_pretrained(str(target_folder), draft=str(finished[0]), dtype="float32")
+    assert engine.generate("hello", max_new_tokens=8).stats.num_tokens >= 1
+
+
+def test_the_draft_assists_transformers(target_folder: Path, finished: tuple[Path, Any]) -> None:
+    target: Any = AutoModelForCausalLM.from_pretrained(target_folder)
+    draft: Any = AutoModelForCausalLM.from_pretrained(finished[0])
+    inputs = AutoTokenizer.from_pretrained(finished[0])("hello there", return_tensors="pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = target.generate(**inputs, do_sample=False, max_new_tokens=12)
+        assisted = target.generate(**inputs, do_sample=False, max_new_tokens=12, assistant_model=draft)
+    assert torch.equal(alone, assisted)
+
+
+def test_the_card_holds_the_figures(finished: tuple[Path, Any]) -> None:
+    output, report = finished
+    card = (output / "README.md").read_text()
+    figures = report["drafts"]["32x1"]
+    assert f"| overlap | {figures['before']['overlap']:.3f} | {figures['after']['overlap']:.3f} |" in card
+    assert f"{report['train']['tokens']:,}" in card
+    assert "2 given, the others written by the target" in card
+    assert figures["after"]["overlap"] > figures["before"]["overlap"]
+
+
+def test_several_sizes_have_folders_of_their_own(target_folder: Path, tmp_path: Path) -> None:
+    report = _run(target_folder, tmp_path, size=("16x1", "32x2"), tokens=300, epochs=1)
+    assert set(report["drafts"]) == {"16x1", "32x2"}
+    assert all((tmp_path / name / "model.safetensors").is_file() for name in report["drafts"])
+
+
+def test_a_finished_run_is_not_run_again(target_folder: Path, finished: tuple[Path, Any]) -> None:
+    output, report = finished
+    again = _run(target_folder, output)
+    assert again["train"] == report["train"]
+    assert again["drafts"] == report["drafts"]
+
+
+def test_other_settings_are_refused_with_the_difference(target_folder: Path, finished: tuple[Path, Any]) -> None:
+    with pytest.raises(DistillError, match=r"other settings \(loss was 'kl' and is 'tv'\); give the same ones"):
+        _run(target_folder, finished[0], loss="tv")
+    with pytest.raises(DistillError, match=r"\(prompts was '.*' and is None\)"):
+        _run(target_folder, finished[0], prompts=())
+    Distillation(model_options(target_folder), quick_options(learning_rate=0.1), ["abc", "hello"], finished[0], silent)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mtad.cli.main import main
+from mtad.cli.distill import Bars
+from mtad.distill import training
+
+training.CHECKPOINT_S = 0.0
+stage, done = sys.argv[1], float(sys.argv[2])
+
+def note(self, found, share, words):
+    if found == stage and share >= done:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Bars.note = note
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(("stage", "done"), [("sample", 0.4), ("train", 0.5), ("evaluate", 0.5), ("write", 0.0)])
+def test_a_run_killed_in_any_stage_ends_as_if_it_had_not_been(
+    target_folder: Path, finished: tuple[Path, Any], tmp_path: Path, stage: str, done: float
+) -> None:
+    output = tmp_path / "draft"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("abc\nhello\n")
+    options = quick_options()
+    flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in ("tokens", "answer_tokens", "epochs")]
+    flags += [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in ("sampling_batch", "batch_tokens")]
+    arguments = ["distill", "--target", str(target_folder), "--out", str(output), "--size", "32x1", *flags]
+    arguments += ["--dtype", "float32", "--device", "cpu", "--prompts", str(prompts)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, stage, str(done), *arguments], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (output / "model.safetensors").exists()
+    _run(target_folder, output)
+    assert json.loads((output / ".work/train.json").read_text())["is_finished"]
+    found, expected = (load_file(folder / "model.safetensors") for folder in (output, finished[0]))
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
