@@ -16,6 +16,7 @@ from mtad.config import GenerationOptions, ModelOptions, replace_settings, setti
 from mtad.errors import ConfigError
 
 _DEFAULT_LENGTH = 256
+_HARNESS_DEVICE = "cuda:0"
 _DEFAULT_POSITIONS = 2048
 
 
@@ -40,6 +41,9 @@ class MtadLM(TemplateLM):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         super().__init__()
+        if settings.get("device") == _HARNESS_DEVICE:
+            # The harness names it on every machine; "auto" takes it where it is there.
+            del settings["device"]
         self.options = options or _pick(GenerationOptions(), settings)
         if engine is None:
             models = _pick(ModelOptions(), settings)
