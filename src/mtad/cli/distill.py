@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,7 @@ def add_command(commands: Any) -> None:
         epilog=EXAMPLES,
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the draft goes")
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        default=[],
-        help="prompts to answer: one per line of text, or .jsonl",
-    )
+    add_prompts(parser, "prompts to answer")
     parser.add_argument("--json", action="store_true", help="the report as one JSON document on stdout")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="colour of notices")
     models = parser.add_argument_group("target")
@@ -57,6 +51,27 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run, parser=parser)
 
 
+def add_prompts(parser: argparse.ArgumentParser, what: str) -> None:
+    """The `--prompts` flag."""
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help=f"{what}: one per line of text, or .jsonl",
+    )
+
+
+def read_all(paths: Sequence[Path]) -> list[Any]:
+    """The prompts of several files.
+
+    Raises:
+        PromptError: A file cannot be used; the line is named.
+    """
+    return [prompt for path in paths for prompt in read_prompts(path)]
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     given = vars(options)
@@ -65,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     models = replace_settings(ModelOptions(), {name: given[name] for name in MODEL_FLAGS if name in given}, "flags")
     names = [item.name for item in setting_fields(DistillOptions)]
     settings = replace_settings(DistillOptions(), {name: given[name] for name in names if name in given}, "flags")
-    prompts = [prompt for path in options.prompts for prompt in read_prompts(path)]
+    prompts = read_all(options.prompts)
     note(f"loading {models.target} ...", options.color)
 
     from mtad.distill.pipeline import Distillation

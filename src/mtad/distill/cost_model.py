@@ -19,6 +19,8 @@ from mtad.structures import TokenTree
 TYPICAL_OVERLAPS: Mapping[str, float] = {"nano": 0.45, "small": 0.53, "base": 0.61}
 """What drafts of these sizes reached for SmolLM2-135M-Instruct; for other targets the order matters, not the figure."""
 LONGEST_DRAFT = 8
+VERIFIED_NODES = (1, 2, 3, 4, 8, 9, 16)
+"""Drafted tokens whose verification is timed: chains, and trees of three and four beams."""
 _CONTEXT = 64
 
 
@@ -30,7 +32,7 @@ class PairCosts:
         target_ms: That call.
         draft: One call of the draft for one token.
         draft_level: One call of the draft for a level of three beams.
-        verify: The target's call for 1 + gamma tokens, by gamma.
+        verify: The target's call for 1 + n tokens, by n of `VERIFIED_NODES`.
     """
 
     target_ms: float
@@ -57,6 +59,7 @@ def best_length(overlap: float, costs: PairCosts) -> tuple[int, float]:
     found = [
         (predicted_speedup(expected_tokens(overlap, gamma), costs.draft, verify, gamma), gamma)
         for gamma, verify in costs.verify.items()
+        if gamma <= LONGEST_DRAFT
     ]
     speedup, gamma = max(found)
     return gamma, speedup
@@ -70,9 +73,8 @@ def measure_costs(target: ModelRunner, drafts: Sequence[ModelRunner], repeats: i
         drafts: Small ones.
         repeats: Rounds.
     """
-    gammas = (*range(1, 5), LONGEST_DRAFT)
     calls: dict[tuple[Any, ...], Callable[[], Any]] = {("target",): _call(target, 0)}
-    calls |= {("verify", gamma): _call(target, gamma) for gamma in gammas}
+    calls |= {("verify", gamma): _call(target, gamma) for gamma in VERIFIED_NODES}
     calls |= {("draft", index): _call(draft, 0) for index, draft in enumerate(drafts) if draft is not target}
     calls |= {("level", index): _call(draft, 2) for index, draft in enumerate(drafts) if draft is not target}
     for runner in {id(item): item for item in (target, *drafts)}.values():
@@ -90,7 +92,7 @@ def measure_costs(target: ModelRunner, drafts: Sequence[ModelRunner], repeats: i
             target_ms=1000 * base,
             draft=medians.get(("draft", index), base) / base,
             draft_level=medians.get(("level", index), medians[("verify", 2)]) / base,
-            verify={gamma: medians[("verify", gamma)] / base for gamma in gammas},
+            verify={gamma: medians[("verify", gamma)] / base for gamma in VERIFIED_NODES},
         )
         for index in range(len(drafts))
     ]
@@ -122,7 +124,7 @@ def choose_size(models: LoadedModels, repeats: int = 7) -> tuple[str, dict[str, 
 
 
 def _prepare(runner: ModelRunner) -> None:
-    runner.allocate(1, _CONTEXT + LONGEST_DRAFT + 2)
+    runner.allocate(1, _CONTEXT + VERIFIED_NODES[-1] + 2)
     tokens = torch.zeros(1, _CONTEXT, dtype=torch.int64, device=runner.device)
     runner.prefill(tokens, torch.tensor([_CONTEXT], device=runner.device))
 

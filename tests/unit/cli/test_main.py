@@ -21,6 +21,7 @@ HEAVY = ("torch", "transformers", "numpy", "tqdm")
         "import mtad.cli.main as cli; cli.main(['compare', '--help'])",
         "import mtad.cli.main as cli; cli.main(['replay', '--help'])",
         "import mtad.cli.main as cli; cli.main(['distill', '--help'])",
+        "import mtad.cli.main as cli; cli.main(['doctor', '--help'])",
         "import mtad.cli.main as cli; cli.main(['distill', '--out', 'x', '--size', 'huge'])",
         "import mtad.cli.main as cli; cli.main(['generate', 'hi', '--gamma', '0'])",
         "import mtad.cli.main as cli; cli.main(['generate', ''])",
