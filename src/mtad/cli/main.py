@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mtad import __version__
-from mtad.cli import bench, chat, compare, distill, doctor, evaluate, experiment, generate, replay
+from mtad.cli import bench, calibrate, chat, compare, distill, doctor, evaluate, experiment, generate, replay, report
 from mtad.cli.parser import Parser
 from mtad.errors import MtadError
 
@@ -71,7 +71,9 @@ def build_parser() -> Parser:
     evaluate.add_command(commands)
     distill.add_command(commands)
     experiment.add_command(commands)
+    calibrate.add_command(commands)
     doctor.add_command(commands)
+    report.add_command(commands)
     return parser
 
 

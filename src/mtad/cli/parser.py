@@ -66,12 +66,13 @@ def add_setting(group: argparse._ActionsContainer, item: Setting, *, may_repeat:
 
 
 def read_settings(options: argparse.Namespace) -> tuple[ModelOptions, GenerationOptions]:
-    """Model and decoding settings: flag over file over default.
+    """Model and decoding settings: flag over file over profile over default.
 
     Raises:
         ConfigError: A setting is unknown or out of bounds.
     """
-    from_file = {} if options.config is None else _read_checked(options.config)
+    from_file = {} if options.profile is None else _read_profile(options.profile)
+    from_file |= {} if options.config is None else _read_checked(options.config)
     merged = from_file | vars(options)
     return (
         replace_settings(ModelOptions(), _named(merged, ModelOptions), "flags"),
@@ -82,6 +83,7 @@ def read_settings(options: argparse.Namespace) -> tuple[ModelOptions, Generation
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Flags that every decoding command has."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML or JSON file; flags win")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="settings that `mtad calibrate` has found")
     parser.add_argument("--system", metavar="TEXT", help="system message in front of the conversation")
     parser.add_argument(
         "--color",
@@ -107,21 +109,31 @@ def add_template_choice(parser: argparse.ArgumentParser) -> None:
     template.add_argument("--raw", dest="is_chat", action="store_false", default=None, help="continue the bare text")
 
 
+def _read_profile(path: Path) -> dict[str, Any]:
+    """The settings of a profile, each within its own bounds."""
+    settings = read_config_file(path).get("settings")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"profile {path} holds no table [settings]; make one with mtad calibrate")
+    return _check_values(settings, f"profile {path}")
+
+
 def _read_checked(path: Path) -> dict[str, Any]:
     """The settings of a file, each within its own bounds; what must fit together is checked after the merge."""
+    return _check_values(read_config_file(path), f"config file {path}")
+
+
+def _check_values(found: dict[str, Any], source: str) -> dict[str, Any]:
     settings = {item.name: item for config in (ModelOptions, GenerationOptions) for item in setting_fields(config)}
-    values = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in read_config_file(path).items()
-    }
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     for name, value in values.items():
         if name not in settings:
             close = get_close_matches(name, settings, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known settings are {', '.join(settings)}"
-            raise ConfigError(f"unknown setting {name!r} in config file {path}; {hint}")
+            raise ConfigError(f"unknown setting {name!r} in {source}; {hint}")
         try:
             settings[name].check(value)
         except ConfigError as error:
-            raise ConfigError(f"config file {path}: {error}") from error
+            raise ConfigError(f"{source}: {error}") from error
     return values
 
 

@@ -1,0 +1,145 @@
+"""`mtad calibrate`: the fastest settings that keep to a budget, as a profile."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtad.cli.evaluate import read_evaluation
+from mtad.cli.generate import load_engine
+from mtad.cli.parser import add_common, add_settings, read_settings
+from mtad.cli.tables import format_table
+from mtad.config import EvaluationOptions, GenerationOptions
+from mtad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mtad.api import Engine
+    from mtad.evaluation.budgets import Budget
+    from mtad.evaluation.calibration import Choice
+
+DESCRIPTION = """Search method, threshold, depth and width for the fastest decoding that keeps to a
+budget, and write them as a profile. Traces of a few items are judged at every
+threshold first; the best few are run on half of the items, and the chosen one
+is checked on the other half."""
+
+EXAMPLES = """examples:
+  mtad calibrate --data ./data --tasks wikitext --limit 40 --budget "perplexity<=sampling"
+  mtad calibrate --data ./data --tasks gsm8k --budget "score within 1%" --profile-out fast.toml
+  mtad generate --profile profile.toml "Explain why the sky is blue."
+
+Budgets: "perplexity<=sampling", "score within N%", "lossless", "max speed".
+"""
+HEADINGS = ("items", "task", "perplexity change", "score change", "speed", "budget")
+
+
+def add_command(commands: Any) -> None:
+    """Add the `calibrate` subcommand."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="find the fastest settings under a budget",
+        usage="%(prog)s --data DIR --tasks NAME --budget TEXT [flags]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks, with commas or spaces between")
+    parser.add_argument("--budget", metavar="TEXT", default="perplexity<=sampling", help="what must hold, see below")
+    parser.add_argument("--out", type=Path, default=Path("calibration"), metavar="DIR", help="folder of the runs")
+    parser.add_argument(
+        "--profile-out", type=Path, default=Path("profile.toml"), metavar="FILE", help="where the profile goes"
+    )
+    add_settings(parser, EvaluationOptions, "evaluation")
+    add_common(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the subcommand; returns the exit status."""
+    models, generation = read_settings(options)
+    if options.data is None or not options.tasks:
+        raise ConfigError("calibrate needs --data DIR and --tasks NAME")
+    evaluation = read_evaluation(options)
+
+    from mtad.evaluation.budgets import parse_budget
+    from mtad.evaluation.calibration import calibrate
+    from mtad.evaluation.plan import EvaluationPlan, load_tasks
+
+    budget = parse_budget(options.budget)
+    names = [name for word in options.tasks for name in word.split(",") if name]
+    plan = EvaluationPlan(
+        tasks=load_tasks(names, options.data, evaluation),
+        entrants=(),
+        options=evaluation,
+        first_seed=generation.seed,
+        system=options.system,
+        max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
+    )
+    engine = load_engine(models, GenerationOptions(), color=options.color)
+    choice = calibrate(engine, plan, generation, budget, options.out, lambda text: print(text, file=sys.stderr))
+    _write(options, engine, choice, budget, {group.task.name: len(group.items) for group in plan.tasks})
+    print(f"{choice.contender.label} -> {options.profile_out}")
+    print(format_table(HEADINGS, _lines(choice)))
+    return 0
+
+
+def _lines(choice: "Choice") -> list[list[str]]:
+    parts = (("chosen on", choice.rows, choice.verdict), ("checked on", choice.unseen, choice.unseen_verdict))
+    return [
+        [
+            f"{name} {row['num_items']}",
+            row["task"],
+            _shown(row["decoding"]["perplexity_change"], "+.1%"),
+            _shown(row["score_change"], "+.3f"),
+            _shown(row["decoding"]["speed_ratio"], ".2f"),
+            "kept" if verdict.is_confirmed else "kept by the mean" if verdict.holds else "not kept",
+        ]
+        for name, rows, verdict in parts
+        for row in rows
+    ]
+
+
+def _shown(estimate: dict[str, float] | None, spec: str) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate['value']:{spec}} [{estimate['low']:{spec}}, {estimate['high']:{spec}}]"
+
+
+def _write(
+    options: argparse.Namespace, engine: "Engine", choice: "Choice", budget: "Budget", tasks: dict[str, int]
+) -> None:
+    from mtad.results.files import write_json
+    from mtad.results.profile import write_profile
+    from mtad.results.provenance import describe_run
+
+    run_facts = describe_run()
+    chosen, plain = choice.contender.options, GenerationOptions()
+    names = ("method", "drafter", "verifier", "gamma", "beam_width", "threshold")
+    settings = {name: getattr(chosen, name) for name in names}
+    others = {name: value for name, value in asdict(chosen).items() if name not in settings}
+    settings |= {name: value for name, value in others.items() if value != getattr(plain, name) and name != "seed"}
+    measured = {
+        "budget": budget.text,
+        "is_confirmed": choice.verdict.is_confirmed,
+        "holds_on_unseen": choice.unseen_verdict.holds,
+        "is_confirmed_on_unseen": choice.unseen_verdict.is_confirmed,
+        "items": [f"{name}: {count}" for name, count in tasks.items()],
+        "target": engine.models.options.target,
+        "draft": engine.models.options.draft,
+        "adapter": engine.models.options.adapter,
+        "dtype": engine.models.options.dtype,
+        "processor": run_facts["machine"]["processor"],
+        "command": run_facts["command"],
+        "commit": run_facts["commit"],
+    }
+    for row in choice.unseen:
+        decoding = row["decoding"]
+        measured |= {
+            f"{row['task']}_perplexity_change": decoding["perplexity_change"]["value"],
+            f"{row['task']}_speed_ratio": decoding["speed_ratio"]["value"],
+            f"{row['task']}_score_change": None if row["score_change"] is None else row["score_change"]["value"],
+        }
+    write_profile(options.profile_out, settings, measured)
+    guesses = [asdict(guess) for guess in choice.guesses]
+    record = {"kind": "calibrate", "schema": 1, "run": run_facts, "settings": settings, "measured": measured}
+    write_json(options.out / "calibration.json", record | {"guesses": guesses})

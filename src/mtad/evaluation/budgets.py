@@ -1,0 +1,78 @@
+"""What a calibration may not give away, and who keeps to it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mtad.errors import ConfigError
+
+_SCORE = re.compile(r"score within (\d+(?:\.\d+)?) ?%")
+Kind = Literal["perplexity", "score", "lossless", "speed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A limit on what a faster method may cost.
+
+    Attributes:
+        kind: `perplexity` (not above single-token sampling's), `score` (not below its by more than `slack`),
+            `lossless` (a rule that keeps the target's law) or `speed` (no limit).
+        slack: Share of the baseline's score.
+        text: As it was asked for.
+    """
+
+    kind: Kind
+    text: str
+    slack: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a contender keeps to a budget: by its mean, and with its whole interval."""
+
+    holds: bool
+    is_confirmed: bool
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget from its words.
+
+    Raises:
+        ConfigError: It is none of those known.
+    """
+    plain = " ".join(text.lower().split())
+    if plain.replace(" ", "") == "perplexity<=sampling":
+        return Budget(kind="perplexity", text=plain)
+    if found := _SCORE.fullmatch(plain):
+        return Budget(kind="score", text=plain, slack=float(found.group(1)) / 100)
+    if plain == "lossless":
+        return Budget(kind="lossless", text=plain)
+    if plain == "max speed":
+        return Budget(kind="speed", text=plain)
+    raise ConfigError(
+        f"budget must be 'perplexity<=sampling', 'score within N%', 'lossless' or 'max speed', got {text!r}"
+    )
+
+
+def judge(budget: Budget, rows: list[dict[str, Any]], baseline: list[dict[str, Any]], *, is_lossless: bool) -> Verdict:
+    """Whether a contender keeps to the budget on every task that says something about it.
+
+    Args:
+        budget: The limit.
+        rows: The contender's rows, one a task, as JSON has them.
+        baseline: Those of single-token sampling.
+        is_lossless: Whether the contender's rule keeps the target's law, which no sample can show.
+    """
+    if is_lossless or budget.kind in ("lossless", "speed"):
+        is_kept = is_lossless or budget.kind == "speed"
+        return Verdict(is_kept, is_kept)
+    if budget.kind == "perplexity":
+        changes = [row["decoding"]["perplexity_change"] for row in rows]
+        return Verdict(all(change["value"] <= 0 for change in changes), all(change["high"] <= 0 for change in changes))
+    allowed = {row["task"]: -budget.slack * row["score"]["value"] for row in baseline if row["score"] is not None}
+    pairs = [(row["score_change"], allowed[row["task"]]) for row in rows if row["task"] in allowed]
+    if not pairs:
+        raise ConfigError("a budget on scores needs a task with scores; name another task, or a budget on perplexity")
+    return Verdict(
+        all(change["value"] >= limit for change, limit in pairs), all(change["low"] >= limit for change, limit in pairs)
+    )

@@ -1,0 +1,79 @@
+"""Rows become cells, and cells become Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+HEADINGS = (
+    *("task", "contender", "items", "score", "change", "p", "perplexity", "perplexity change"),
+    *("tokens/call", "tokens/answer", "cut", "tokens/s", "speed"),
+)
+OVERHEAD_HEADINGS = ("contender", "context", "batch", "draft ms", "verify ms", "other ms", "tokens/s", "cache MB")
+DIFF_HEADINGS = ("task", "contender", "score", "perplexity", "tokens/call", "speed against the baseline")
+
+
+def task_cells(row: dict[str, Any]) -> list[str]:
+    """One row of an evaluation or a comparison."""
+    decoding = row["decoding"]
+    seeds = f" x {row['num_seeds']}" if row["num_seeds"] > 1 else ""
+    return [
+        row["task"],
+        row["contender"],
+        f"{row['num_items']}{seeds}",
+        interval(row["score"], ".3f"),
+        interval(row["score_change"], "+.3f"),
+        "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+        interval(decoding["perplexity"], ".3f"),
+        interval(decoding["perplexity_change"], "+.1%"),
+        interval(decoding["tokens_per_call"], ".2f"),
+        f"{decoding['tokens_per_answer']:.0f}",
+        f"{decoding['cut_share']:.0%}",
+        f"{decoding['tokens_per_s']:.1f}",
+        interval(decoding["speed_ratio"], ".2f"),
+    ]
+
+
+def overhead_cells(row: dict[str, Any]) -> list[str]:
+    """One row of an overhead record."""
+    times = [f"{row[name]:.1f}" for name in ("draft_ms", "verify_ms", "other_ms", "tokens_per_s")]
+    return [row["contender"], str(row["context"]), str(row["batch_size"]), *times, f"{row['cache_bytes'] / 1e6:.1f}"]
+
+
+def diff_cells(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """One row of two records: what was and what is."""
+    return [
+        before["task"],
+        before["contender"],
+        _pair(before["score"], after["score"]),
+        *(_pair(before["decoding"][name], after["decoding"][name]) for name in ("perplexity", "tokens_per_call")),
+        _pair(before["decoding"]["speed_ratio"], after["decoding"]["speed_ratio"]),
+    ]
+
+
+def interval(estimate: dict[str, float] | None, spec: str) -> str:
+    """A value with the borders of its interval; empty for None."""
+    if estimate is None:
+        return ""
+    return f"{estimate['value']:{spec}} [{estimate['low']:{spec}}, {estimate['high']:{spec}}]"
+
+
+def to_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in [headings, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(headings), *lines[1:]]) + "\n"
+
+
+def to_csv(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as comma-separated values."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([headings, *rows])
+    return text.getvalue()
+
+
+def _pair(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
+    if before is None or after is None:
+        return ""
+    # Apart only where the intervals do not touch: the two runs are not paired.
+    is_apart = before["low"] > after["high"] or after["low"] > before["high"]
+    return f"{before['value']:.3f} → {after['value']:.3f}" + (" *" if is_apart else "")

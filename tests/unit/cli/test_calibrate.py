@@ -1,0 +1,77 @@
+"""`mtad calibrate` writes a profile that `mtad generate` uses."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from tests.data_folder import write_data_folder
+from tests.tiny_engine import tiny_engine
+from tests.unit.cli.conftest import RunCommand, only_sentence
+
+from mtad.api import Engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return tiny_engine(max_positions=2048)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = write_data_folder(tmp_path / "data")
+    lines = [f"the sea number {number} is wide and blue " * 20 for number in range(8)]
+    (folder / "wikitext-2/test.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("budget", ["lossless", "max speed"])
+def test_a_profile_is_written_and_used(command: RunCommand, data: Path, tmp_path: Path, budget: str) -> None:
+    profile = tmp_path / "fast.toml"
+    words = ("--tasks", "wikitext", "--max-new-tokens", "8", "--budget", budget, "--profile-out", str(profile))
+    outcome = command("calibrate", "--data", str(data), *words, "--out", str(tmp_path / "run"))
+    assert outcome.status == 0, outcome.err
+    assert "checked on 4" in outcome.out
+    found = tomllib.loads(profile.read_text())
+    assert found["measured"]["budget"] == budget
+    assert found["measured"]["items"] == ["wikitext: 8"]
+    is_assisted = found["settings"]["method"] == "mmtad" and found["settings"].get("verifier") in (None, "joint")
+    assert (budget == "lossless") != (is_assisted or found["settings"]["method"] == "mtad")
+    guesses = json.loads((tmp_path / "run/calibration.json").read_text())["guesses"]
+    assert len(guesses) == (0 if budget == "lossless" else 32)
+    answer = command("generate", "--profile", str(profile), "--max-new-tokens", "4", "--json", "--raw", "once")
+    assert answer.status == 0, answer.err
+    config = json.loads(answer.out)["config"]
+    assert {name: config[name] for name in ("method", "gamma", "threshold")} == {
+        name: found["settings"][name] for name in ("method", "gamma", "threshold")
+    }
+    flagged = command("generate", "--profile", str(profile), "--gamma", "5", "--json", "--raw", "once")
+    assert json.loads(flagged.out)["config"]["gamma"] == 5
+
+
+def test_a_score_budget_needs_scores(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    words = (
+        "--tasks",
+        "wikitext",
+        "--max-new-tokens",
+        "4",
+        "--budget",
+        "score within 1%",
+        "--out",
+        str(tmp_path / "x"),
+    )
+    outcome = command("calibrate", "--data", str(data), *words)
+    assert outcome.status == 2
+    assert "needs a task with scores" in outcome.err
+
+
+def test_bad_input_is_one_sentence(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    base = ("calibrate", "--data", str(data), "--tasks", "wikitext")
+    only_sentence(command(*base, "--budget", "cheap"), "budget must be 'perplexity<=sampling'", "got 'cheap'")
+    only_sentence(command("calibrate"), "calibrate needs --data")
+    only_sentence(command(*base, "--limit", "2"), "needs at least 4 items")
+    profile = tmp_path / "p.toml"
+    profile.write_text("gamma = 3\n")
+    only_sentence(command("generate", "--profile", str(profile), "once"), "holds no table [settings]")
+    profile.write_text("[settings]\ngama = 3\n")
+    only_sentence(command("generate", "--profile", str(profile), "once"), "unknown setting 'gama'", "gamma")

@@ -1,0 +1,133 @@
+"""Records become a page that needs nothing else, and says what it does not know."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtad.errors import ConfigError
+from mtad.report.building import build_difference, build_report
+from mtad.report.figures import pareto_front
+from mtad.report.loading import load_record
+from mtad.report.tables import to_markdown
+
+RUN = {
+    "command": "mtad evaluate <x>",
+    "commit": "abc",
+    "is_dirty": True,
+    "machine": {"processor": "p", "cores": 2, "system": "s"},
+    "versions": {"python": "3.11", "torch": None},
+}
+
+
+def entry(contender: str, item: int, value: float | None, task: str = "gsm8k") -> dict[str, Any]:
+    return {
+        "task": task, "metric": "exact match", "item": str(item), "group": "", "contender": contender, "seed": 0,
+        "start": 0, "turns": ["what is <b>1+1</b>?"], "value": value, "details": {}, "outputs": ["two <i>"],
+        "segments": [[["two", "drafted"], [" <i>", "target"]]], "num_prompt_tokens": 3, "num_tokens": 4 + item,
+        "target_calls": 2, "log_prob_sum": -2.0, "kept_lengths": [1, 1, 0], "refused_sum": 0.5,
+        "finish_reason": "stop", "batch_decode_s": 1.0, "decode_s": 1.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "first"
+    path.mkdir()
+    entries = [entry(name, item, float(item % 2)) for name in ("autoregressive", "mmtad") for item in range(4)]
+    entries += [entry("mmtad", 0, None, "wikitext")]
+    (path / "items.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    (path / "run.json").write_text(json.dumps({"kind": "evaluate", "schema": 1, "run": RUN, "models": {"target": "t"}}))
+    return path
+
+
+class Checker(HTMLParser):
+    """Counts tags and notes what would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_stands_alone(folder: Path) -> None:
+    files = build_report([load_record(folder)])
+    checker = Checker()
+    checker.feed(files["report.html"])
+    assert all(address.startswith("data:image/svg+xml") for address in checker.fetched)
+    assert checker.tags.count("img") == 5
+    assert "script" not in checker.tags
+    assert "what is <b>1+1</b>?" in checker.text
+    assert '<span class="drafted">two</span>' in files["report.html"]
+    assert "prefers-color-scheme: dark" in files["report.html"]
+    assert "Energy: not measured" in checker.text
+    assert "Scores of wikitext" in checker.text
+    assert "abc (with local changes)" in checker.text
+    assert "| gsm8k | mmtad | 4 | 0.500 [" in files["report.md"]
+    assert files["report.csv"].splitlines()[0].startswith("task,contender,items")
+    assert {name for name in files if name.endswith(".svg")} == {
+        *(f"figures/1-gsm8k-{kind}.svg" for kind in ("pareto", "scores", "acceptance")),
+        *(f"figures/1-wikitext-{kind}.svg" for kind in ("pareto", "acceptance")),
+    }
+    assert build_report([load_record(folder)])["report.html"].count("<h2>") == 1
+
+
+def test_two_records_are_compared(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "second"
+    other.mkdir()
+    (other / "run.json").write_text((folder / "run.json").read_text())
+    entries = [entry("mmtad", item, 1.0) for item in range(4)]
+    (other / "items.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    files = build_difference(load_record(folder), load_record(other))
+    assert "0.500 → 1.000" in files["report.md"]
+    (other / "items.jsonl").write_text(json.dumps(entry("block", 1, 1.0)) + "\n")
+    with pytest.raises(ConfigError, match="share no task and contender"):
+        build_difference(load_record(folder), load_record(other))
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"kind": "bench", "schema": 1}, "is no record for a report"),
+        ({"kind": "evaluate", "schema": 99}, "has schema 99, expected 1"),
+        ({"kind": "evaluate", "schema": 1}, "has no results yet"),
+    ],
+)
+def test_other_records_are_refused(tmp_path: Path, document: dict[str, Any], message: str) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=message):
+        load_record(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_record(tmp_path / "nothing.json")
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert pareto_front([(1, 3), (2, 2), (1.5, 2.5), (3, 4), (1, 1)]) == [(1, 1), (2, 2), (3, 4)]
+
+
+def test_tables_escape_bars() -> None:
+    assert to_markdown(["a"], [["x|y"]]) == "| a |\n|---|\n| x\\|y |\n"
+
+
+def test_reports_load_no_torch(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from mtad.cli.main import main; "
+        f"status = main(['report', {str(folder)!r}, '--out', {str(tmp_path / 'page')!r}]); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("report.html")
+    assert (tmp_path / "page/figures/1-gsm8k-pareto.svg").exists()
