@@ -65,6 +65,7 @@ def best_length(overlap: float, costs: PairCosts) -> tuple[int, float]:
     return gamma, speedup
 
 
+@torch.inference_mode()
 def measure_costs(target: ModelRunner, drafts: Sequence[ModelRunner], repeats: int) -> list[PairCosts]:
     """Time calls of a target and of several drafts in turns; medians.
 

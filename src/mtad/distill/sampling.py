@@ -153,6 +153,7 @@ class TextSampler:
         self.target = target
         self._ends = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
 
+    @torch.inference_mode()
     def sample(
         self, prompts: Sequence[list[int]], limit: int, temperature: float, generator: torch.Generator
     ) -> list[list[int]]:

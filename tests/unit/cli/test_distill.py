@@ -13,6 +13,11 @@ FLAGS = ("--size", "32x1", "--tokens", "300", "--answer-tokens", "16", "--sampli
 
 
 @pytest.fixture
+def loads() -> None:
+    """Models are loaded from their folders here."""
+
+
+@pytest.fixture
 def target(tmp_path: Path) -> str:
     folder = tmp_path / "target"
     tiny_model("llama", dtype=torch.float32).save_pretrained(folder)

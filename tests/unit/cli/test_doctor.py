@@ -15,6 +15,11 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 
+@pytest.fixture
+def loads() -> None:
+    """Models are loaded from their folders here."""
+
+
 def _save(folder: Path, tokenizer: Any = None, *, seed: int = 0, vocab_size: int = 61) -> str:
     tiny_model("llama", seed=seed, dtype=torch.float32, vocab_size=vocab_size).save_pretrained(folder)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
