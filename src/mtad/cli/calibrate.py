@@ -59,6 +59,9 @@ def run(options: argparse.Namespace) -> int:
     models, generation = read_settings(options)
     if options.data is None or not options.tasks:
         raise ConfigError("calibrate needs --data DIR and --tasks NAME")
+    if "batch_size" not in options:
+        # Profiles are for single prompts unless something else is asked for.
+        options.batch_size = 1
     evaluation = read_evaluation(options)
 
     from mtad.evaluation.budgets import parse_budget
@@ -127,6 +130,7 @@ def _write(
         "target": engine.models.options.target,
         "draft": engine.models.options.draft,
         "adapter": engine.models.options.adapter,
+        "batch_size": options.batch_size,
         "dtype": engine.models.options.dtype,
         "processor": run_facts["machine"]["processor"],
         "command": run_facts["command"],
@@ -135,9 +139,12 @@ def _write(
     for row in choice.unseen:
         decoding = row["decoding"]
         measured |= {
-            f"{row['task']}_perplexity_change": decoding["perplexity_change"]["value"],
-            f"{row['task']}_speed_ratio": decoding["speed_ratio"]["value"],
-            f"{row['task']}_score_change": None if row["score_change"] is None else row["score_change"]["value"],
+            f"{row['task']}_{name}": None if estimate is None else estimate["value"]
+            for name, estimate in (
+                ("perplexity_change", decoding["perplexity_change"]),
+                ("speed_ratio", decoding["speed_ratio"]),
+                ("score_change", row["score_change"]),
+            )
         }
     write_profile(options.profile_out, settings, measured)
     guesses = [asdict(guess) for guess in choice.guesses]

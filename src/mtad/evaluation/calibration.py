@@ -104,8 +104,8 @@ def calibrate(
     ]
     contenders = parse_contenders([BASELINE, *words], base)
     record = _run(engine, seen, contenders, folder / "chosen_on", note)
-    chosen, verdict = _choose(contenders[1:], record["rows"], budget)
-    checked = _run(engine, unseen, [contenders[0], chosen], folder / "checked_on", note)["rows"]
+    chosen, verdict = _choose(contenders, record["rows"], budget)
+    checked = _run(engine, unseen, list(dict.fromkeys([contenders[0], chosen])), folder / "checked_on", note)["rows"]
     return Choice(
         contender=chosen,
         verdict=verdict,

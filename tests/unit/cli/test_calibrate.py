@@ -35,8 +35,8 @@ def test_a_profile_is_written_and_used(command: RunCommand, data: Path, tmp_path
     found = tomllib.loads(profile.read_text())
     assert found["measured"]["budget"] == budget
     assert found["measured"]["items"] == ["wikitext: 8"]
-    is_assisted = found["settings"]["method"] == "mmtad" and found["settings"].get("verifier") in (None, "joint")
-    assert (budget == "lossless") != (is_assisted or found["settings"]["method"] == "mtad")
+    is_joint = found["settings"]["method"] in ("mmtad", "mtad") and "verifier" not in found["settings"]
+    assert not (budget == "lossless" and is_joint)
     guesses = json.loads((tmp_path / "run/calibration.json").read_text())["guesses"]
     assert len(guesses) == (0 if budget == "lossless" else 32)
     answer = command("generate", "--profile", str(profile), "--max-new-tokens", "4", "--json", "--raw", "once")
