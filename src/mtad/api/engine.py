@@ -30,6 +30,8 @@ from mtad.decoding import (
 from mtad.errors import ConfigError, MtadError
 from mtad.models.loading import LoadedModels, load_models, load_stock_models
 from mtad.models.scoring import TokenScores, score_sequences
+from mtad.models.traffic import CallTraffic, call_traffic
+from mtad.models.transformers_runner import TransformersRunner
 from mtad.structures import GenerationResult, LogitsProcessor, Piece
 
 DEFAULT_BATCH_SIZE = 8
@@ -228,6 +230,11 @@ class Engine:
         with self._exclusive(), memory_errors():
             batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
             return [scores for batch in batches for scores in score_sequences(self.models.target, batch)]
+
+    def traffic(self) -> tuple[CallTraffic, CallTraffic | None]:
+        """What one call of the target, and of the draft where it is a plain model, must read from memory."""
+        target, draft = self.models.target, self.models.draft
+        return call_traffic(target.model), call_traffic(draft.model) if isinstance(draft, TransformersRunner) else None
 
     def load_stock_models(self) -> tuple[Any, Any | None]:
         """Target and draft once more as transformers runs them; see `mtad.models.loading.load_stock_models`."""

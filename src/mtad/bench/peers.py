@@ -13,9 +13,12 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
+from mtad.api.traffic import call_traffic
 from mtad.bench.workloads import SpeedWorkload
 
-PEER_NAMES = ("transformers", "transformers_assisted")
+TRANSFORMERS_ASSISTED = "transformers_assisted"
+LLAMA_CPP = "llama_cpp"
+PEER_NAMES = ("transformers", TRANSFORMERS_ASSISTED, LLAMA_CPP)
 _NO_TOKEN = -1
 
 
@@ -30,6 +33,8 @@ class SpeedSample:
         num_tokens: Tokens of the answers.
         log_prob_sum: Sum of their natural log-probabilities under the unwarped temperature-1 target.
         target_calls: Decode calls of the target per answer, summed; None where they are not counted.
+        num_iterations: Decode calls of the target, a batch's call counted once; None where they are not counted.
+        floor_bytes: Bytes of weights, keys and values that the decoding had to read; None where it is not known.
     """
 
     prefill_s: float
@@ -38,6 +43,8 @@ class SpeedSample:
     num_tokens: int
     log_prob_sum: float
     target_calls: int | None
+    num_iterations: int | None = None
+    floor_bytes: int | None = None
 
 
 class TransformersPeer:
@@ -47,11 +54,15 @@ class TransformersPeer:
         target: A stock model.
         assistant: The draft for assisted generation; None samples token by token.
         gamma: Tokens that the draft proposes at a time.
+        top_k: Most likely tokens kept, 0 keeps all.
+        top_p: Nucleus mass kept.
     """
 
-    def __init__(self, target: Any, assistant: Any | None, gamma: int) -> None:
+    def __init__(self, target: Any, assistant: Any | None, gamma: int, *, top_k: int, top_p: float) -> None:
         self.target = target
         self.assistant = assistant
+        self._filters = (top_k, top_p)
+        self._traffic = call_traffic(target)
         if assistant is not None:
             settings = assistant.generation_config
             settings.num_assistant_tokens = gamma
@@ -64,15 +75,21 @@ class TransformersPeer:
             return "transformers assists one prompt at a time"
         return None
 
-    @torch.inference_mode()
-    def measure(self, prompts: list[list[int]], workload: SpeedWorkload, settings: GenerationConfig) -> SpeedSample:
-        """Decode one batch.
+    def run(self, prompts: list[list[int]], workload: SpeedWorkload, seed: int) -> SpeedSample:
+        """Decode one batch; torch's own generator is seeded for it and put back afterwards."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self._measure(prompts, sampling_settings(workload, *self._filters))
 
-        Args:
-            prompts: Token ids of every row.
-            workload: Only its number of new tokens is read.
-            settings: Temperature and filters.
-        """
+    @torch.inference_mode()
+    def score(self, prompts: list[list[int]], answers: list[list[int]]) -> float:
+        """Sum of the log-probabilities of answers of one length under the unwarped temperature-1 target."""
+        token_ids, mask = _pad_left(prompts, self.target.device)
+        full = torch.cat([token_ids, torch.tensor(answers, device=token_ids.device)], 1)
+        return self._log_prob_sum(full, mask, token_ids.shape[1])
+
+    @torch.inference_mode()
+    def _measure(self, prompts: list[list[int]], settings: GenerationConfig) -> SpeedSample:
         token_ids, mask = _pad_left(prompts, self.target.device)
         clock = _Clock()
         further = {} if self.assistant is None else {"assistant_model": self.assistant}
@@ -81,7 +98,9 @@ class TransformersPeer:
                 token_ids, attention_mask=mask, generation_config=settings, streamer=clock, **further
             )
         ended = perf_counter()
-        num_tokens = (answer.shape[1] - token_ids.shape[1]) * len(prompts)
+        num_calls = answer.shape[1] - token_ids.shape[1]
+        num_tokens = num_calls * len(prompts)
+        context = float(mask.sum()) + num_tokens / 2
         return SpeedSample(
             prefill_s=clock.first - clock.started,
             decode_s=ended - clock.first,
@@ -89,6 +108,8 @@ class TransformersPeer:
             num_tokens=num_tokens,
             log_prob_sum=self._log_prob_sum(answer, mask, token_ids.shape[1]),
             target_calls=None if self.assistant is not None else num_tokens,
+            num_iterations=None if self.assistant is not None else num_calls,
+            floor_bytes=None if self.assistant is not None else self._traffic.of_calls(num_calls, context),
         )
 
     def _log_prob_sum(self, answer: Tensor, mask: Tensor, start: int) -> float:

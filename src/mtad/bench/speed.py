@@ -3,15 +3,19 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from mtad.api import Engine
 from mtad.api.contenders import Contender
-from mtad.bench.peers import PEER_NAMES, SpeedSample, TransformersPeer, sampling_settings
+from mtad.bench.bandwidth import measure_bandwidth
+from mtad.bench.llama_cpp import LlamaCppPeer, load_llama_cpp
+from mtad.bench.peers import LLAMA_CPP, TRANSFORMERS_ASSISTED, SpeedSample, TransformersPeer
 from mtad.bench.workloads import SpeedWorkload, build_prompts
 from mtad.config import GenerationOptions
+from mtad.decoding import needs_draft_model
 from mtad.errors import ConfigError
 from mtad.results.provenance import describe_run
 from mtad.results.speed import SCHEMA
@@ -51,6 +55,7 @@ class EngineRunner:
         )
         results = self.engine.generate(prompts, options, batch_size=len(prompts))
         num_tokens = sum(result.stats.num_tokens for result in results)
+        num_iterations = max(result.stats.target_calls for result in results)
         return SpeedSample(
             prefill_s=max(result.stats.prefill_s for result in results),
             decode_s=max(result.stats.decode_s for result in results),
@@ -58,30 +63,25 @@ class EngineRunner:
             num_tokens=num_tokens,
             log_prob_sum=sum(sum(result.log_probs) for result in results),
             target_calls=sum(result.stats.target_calls for result in results),
+            num_iterations=num_iterations,
+            floor_bytes=self._floor_bytes(num_iterations, sum(map(len, prompts)) + num_tokens / 2),
         )
 
-
-@dataclass(frozen=True, slots=True)
-class PeerRunner:
-    """One of the peers, with the filters of our contenders."""
-
-    peer: TransformersPeer
-    top_k: int
-    top_p: float
-
-    def reason_against(self, workload: SpeedWorkload) -> str | None:
-        """See `TransformersPeer.reason_against`."""
-        return self.peer.reason_against(workload)
-
-    def run(self, prompts: list[list[int]], workload: SpeedWorkload, seed: int) -> SpeedSample:
-        """Decode one batch; torch's own generator is seeded for it and put back afterwards."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return self.peer.measure(prompts, workload, sampling_settings(workload, self.top_k, self.top_p))
+    def _floor_bytes(self, num_iterations: int, num_tokens: float) -> int:
+        """Of one call of the target an iteration, and one of the draft for every token that it drafts ahead."""
+        target, draft = self.engine.traffic()
+        total = target.of_calls(num_iterations, num_tokens)
+        if draft is None or not needs_draft_model(self.options):
+            return total
+        return total + draft.of_calls(num_iterations * self.options.gamma, num_tokens)
 
 
 def build_runners(
-    engine: Engine, contenders: Sequence[Contender], peers: Sequence[str], base: GenerationOptions
+    engine: Engine,
+    contenders: Sequence[Contender],
+    peers: Sequence[str],
+    base: GenerationOptions,
+    weights: Path | None = None,
 ) -> dict[str, Runner]:
     """Peers and contenders by label, peers first.
 
@@ -90,6 +90,7 @@ def build_runners(
         contenders: Ours.
         peers: Names of `PEER_NAMES`.
         base: Settings that all share.
+        weights: A GGUF file of the target, for llama.cpp.
 
     Raises:
         ConfigError: A peer needs a draft model that shares the target's vocabulary, and there is none.
@@ -101,12 +102,18 @@ def build_runners(
         resolved = engine.resolve(base)
         assert resolved.top_k is not None
         assert resolved.top_p is not None
+        plain = TransformersPeer(target, None, base.gamma, top_k=resolved.top_k, top_p=resolved.top_p)
         for name in dict.fromkeys(peers):
-            is_assisted = name == PEER_NAMES[1]
+            if name == LLAMA_CPP:
+                assert weights is not None
+                filters = {"top_k": resolved.top_k, "top_p": resolved.top_p}
+                runners[name] = LlamaCppPeer(load_llama_cpp(), weights, plain.score, **filters)  # type: ignore[arg-type]
+                continue
+            is_assisted = name == TRANSFORMERS_ASSISTED
             if is_assisted and draft is None:
                 raise ConfigError(f"{name} needs a draft with the target's vocabulary; name one with --draft")
-            peer = TransformersPeer(target, draft if is_assisted else None, base.gamma)
-            runners[name] = PeerRunner(peer, resolved.top_k, resolved.top_p)
+            assistant = draft if is_assisted else None
+            runners[name] = TransformersPeer(target, assistant, base.gamma, top_k=resolved.top_k, top_p=resolved.top_p)
     return runners | {item.label: EngineRunner(engine, item.options) for item in contenders}
 
 
@@ -118,6 +125,7 @@ def open_speed_record(engine: Engine, contenders: Sequence[Contender], peers: Se
         "run": describe_run(),
         "models": asdict(engine.models.options),
         "threads": torch.get_num_threads(),
+        "bandwidth": measure_bandwidth(engine.models.target.device),
         "setup": {
             "peers": list(dict.fromkeys(peers)),
             "contenders": {item.label: asdict(engine.resolve(item.options)) for item in contenders},

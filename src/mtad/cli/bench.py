@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtad.cli.generate import load_engine
+from mtad.cli.bench_extras import add_extras, measure_memory, resolve_gguf, write_profiles
+from mtad.cli.generate import describe_twins, load_engine
 from mtad.cli.parser import add_common, read_settings
 from mtad.cli.tables import format_table
-from mtad.config import Setting
+from mtad.config import ModelOptions, Setting
 from mtad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,15 +25,21 @@ EXAMPLES = """examples:
   mtad bench --rules autoregressive speculative mmtad --record bench.json
   mtad bench --prompt-tokens 32 512 --new-tokens 64 256 --batch-sizes 1 8 --repeats 7
   mtad bench --temperatures 0 1 --rules transformers mmtad:gamma=4,beam_width=4
+  mtad bench --rules llama_cpp autoregressive mmtad --peak-memory
+  mtad bench --rules autoregressive mmtad --profile profile.json
+  mtad bench --target-shape smollm2-360m --draft-shape llama-3.2-1b
 
 A contender is a rule, a rule with a drafter, or a method, as in mtad compare, or
-transformers (its generate) or transformers_assisted (with the same draft).
+transformers (its generate), transformers_assisted (with the same draft), or llama_cpp
+(llama.cpp on the same target as a GGUF file; needs mtad[bench]).
 
 prefill       milliseconds until decoding begins, the median
 tokens/s      decoded tokens by seconds of decoding, the median (95% interval)
 speed         tokens/s against the first contender on the same batches, the median
 tokens/call   emitted tokens by calls of the target
 perplexity    of the answers under the target at temperature 1
+floor         share of the time that reading weights and cache once a call would take
+peak MB       most memory that a process with this contender alone held (--peak-memory)
 
 A killed run goes on where it was when it is given the same --record.
 """
@@ -57,7 +64,7 @@ TEMPERATURES = Setting(
 REPEATS = Setting(name="repeats", help="measured batches of each contender", type=int, default=5, minimum=1)
 LISTS = (PROMPT_TOKENS, NEW_TOKENS, BATCH_SIZES, TEMPERATURES)
 QUICK_TOKENS, QUICK_REPEATS = 48, 3
-HEADINGS = ("contender", "prefill ms", "tokens/s", "(95% interval)", "speed", "tokens/call", "perplexity")
+HEADINGS = ("contender", "prefill ms", "tokens/s", "(95% interval)", "speed", "tokens/call", "perplexity", "floor")
 
 
 def add_command(commands: Any) -> None:
@@ -90,6 +97,7 @@ def add_command(commands: Any) -> None:
         "--quick", action="store_true", help=f"{QUICK_REPEATS} repeats of {QUICK_TOKENS} tokens, for a first look"
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="JSON file to write, or to go on with")
+    add_extras(parser)
     parser.add_argument("--json", action="store_true", help="the table as one JSON document on stdout, nothing else")
     add_common(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -101,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
 
     from mtad.api.contenders import parse_contenders
-    from mtad.bench.peers import PEER_NAMES
+    from mtad.bench.peers import LLAMA_CPP, PEER_NAMES, TRANSFORMERS_ASSISTED
     from mtad.bench.workloads import SpeedWorkload
     from mtad.decoding import needs_draft_model
 
@@ -109,7 +117,8 @@ def run(options: argparse.Namespace) -> int:
     contenders = parse_contenders([name for name in options.rules if name not in PEER_NAMES], generation)
     drafting = [item.options for item in contenders if needs_draft_model(item.options)]
     demanding = (drafting or [item.options for item in contenders] or [generation])[0]
-    engine = load_engine(models, demanding, color=options.color, keeps_draft=PEER_NAMES[1] in peers)
+    weights = resolve_gguf(options.gguf, models) if LLAMA_CPP in peers else None
+    engine = load_engine(models, demanding, color=options.color, keeps_draft=TRANSFORMERS_ASSISTED in peers)
     new_tokens = [QUICK_TOKENS] if options.quick else options.new_tokens
     workloads = [
         SpeedWorkload(prompt_tokens=length, new_tokens=count, batch_size=size, temperature=temperature)
@@ -121,10 +130,20 @@ def run(options: argparse.Namespace) -> int:
 
     from mtad.bench.speed import build_runners, open_speed_record
 
-    runners = build_runners(engine, contenders, peers, generation)
+    runners = build_runners(engine, contenders, peers, generation, weights)
     setup = {"workloads": [asdict(item) | {"label": item.label} for item in workloads]}
     record = open_speed_record(engine, contenders, peers, **setup)
-    return _measure(engine, runners, workloads, record, options)
+    if options.record is not None:
+        record = _begin(options.record, record)
+    status = _measure(engine, runners, workloads, record, options)
+    if options.peak_memory and status == 0:
+        record["peak_memory"] = measure_memory(options, models, generation, new_tokens)
+    _finish(record, options)
+    if options.profile is not None and status == 0:
+        profiles = write_profiles(engine, contenders, workloads[0], options.profile)
+        if not options.json:
+            print(profiles)
+    return status
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -138,6 +157,16 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(f"bench takes no --{name.replace('_', '-')}; use {flag} instead")
 
 
+def _begin(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The record that lies there, to go on with, else the fresh one; written at once, so that the file is writable."""
+    from mtad.bench.speed import continue_speed_record
+    from mtad.results.files import read_json, write_json
+
+    record = continue_speed_record(read_json(path), fresh) if path.exists() else fresh
+    write_json(path, record)
+    return record
+
+
 def _measure(
     engine: Any,
     runners: dict[str, Any],
@@ -147,13 +176,9 @@ def _measure(
 ) -> int:
     from tqdm import tqdm
 
-    from mtad.bench.speed import continue_speed_record, run_speed
-    from mtad.results.files import read_json, write_json
+    from mtad.bench.speed import run_speed
+    from mtad.results.files import write_json
 
-    if options.record is not None:
-        if options.record.exists():
-            record = continue_speed_record(read_json(options.record), record)
-        write_json(options.record, record)
     repeats = QUICK_REPEATS if options.quick else options.repeats
     status = 0
     with tqdm(total=len(runners) * len(workloads) * (repeats + 1), unit="batch", disable=None, leave=False) as bar:
@@ -169,8 +194,16 @@ def _measure(
         except KeyboardInterrupt:
             print("[interrupted]", file=sys.stderr)
             status = 130
-    _show(record, next(iter(runners)), options.json)
     return status
+
+
+def _finish(record: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the record once more and show it."""
+    if options.record is not None:
+        from mtad.results.files import write_json
+
+        write_json(options.record, record)
+    _show(record, [*record["setup"]["peers"], *record["setup"]["contenders"]][0], options.json)
 
 
 def _show(record: dict[str, Any], baseline: str, is_json: bool) -> None:
@@ -178,19 +211,39 @@ def _show(record: dict[str, Any], baseline: str, is_json: bool) -> None:
 
     summaries = summarize_speed(record, baseline)
     if is_json:
+        from mtad.bench.memory import peak_memory
         from mtad.cli.output import to_json
 
-        facts = {key: record[key] for key in ("run", "models", "threads", "skipped")}
+        facts = {key: record[key] for key in ("run", "models", "threads", "bandwidth", "skipped")}
+        facts |= {"peak_memory": peak_memory(), "peak_memory_alone": record.get("peak_memory")}
         workloads = record["setup"]["workloads"]
         print(to_json(facts | {"workloads": workloads, "baseline": baseline, "rows": speed_to_json(summaries)}))
         return
     for number, workload in enumerate(record["setup"]["workloads"]):
-        rows = [_cells(item) for item in summaries if item.workload == number]
+        peaks = record.get("peak_memory")
+        rows = [[*_cells(item), *_peak(peaks, item.label)] for item in summaries if item.workload == number]
         if rows:
+            twins = describe_twins(ModelOptions(**record["models"]))
             print(f"{workload['label']}, {record['models']['dtype']}, {record['threads']} threads")
-            print(format_table(HEADINGS, rows))
+            print(
+                "".join(f"{line}\n" for line in [twins] if line)
+                + format_table((*HEADINGS, *_peak_heading(peaks)), rows)
+            )
         for label, reason in record["skipped"].get(workload["label"], {}).items():
             print(f"{label}: not measured, {reason}")
+
+
+def _peak_heading(peaks: dict[str, Any] | None) -> list[str]:
+    return [] if peaks is None else ["peak MB"]
+
+
+def _peak(peaks: dict[str, Any] | None, label: str) -> list[str]:
+    if peaks is None:
+        return []
+    if label not in peaks:
+        return [""]
+    found = [peaks[label][key] for key in ("device_bytes", "host_bytes") if peaks[label][key] is not None]
+    return [f"{found[0] / 1e6:.0f}" if found else ""]
 
 
 def _cells(item: "SpeedSummary") -> list[str]:
@@ -203,4 +256,5 @@ def _cells(item: "SpeedSummary") -> list[str]:
         "" if item.ratio is None else f"{item.ratio.value:.2f}x",
         "" if item.tokens_per_call is None else f"{item.tokens_per_call:.2f}",
         f"{item.perplexity:.2f}",
+        "" if item.floor_share is None else f"{item.floor_share:.0%}",
     ]

@@ -83,6 +83,13 @@ def run(options: argparse.Namespace) -> int:
     return _decode(engine, prompts, generation, style, options)
 
 
+def describe_twins(models: ModelOptions) -> str:
+    """What is said beside every figure of a pair that was enlarged; empty where it was not."""
+    shapes = {"target": models.target_shape, "draft": models.draft_shape}
+    enlarged = [f"the {role} is enlarged to {shape}" for role, shape in shapes.items() if shape is not None]
+    return f"cost twin: {' and '.join(enlarged)} without changing its text" if enlarged else ""
+
+
 def load_engine(
     models: ModelOptions,
     generation: GenerationOptions,
@@ -119,6 +126,8 @@ def load_engine(
             f"method {generation.method} needs a draft model; name one with --draft, or use --method autoregressive"
         )
     loaded = load_models(models, wants_draft=needs_draft or keeps_draft)
+    if twins := describe_twins(models):
+        note(twins, color)
     if loaded.vocabulary is not None:
         note(f"the draft has another vocabulary and drafts only {loaded.vocabulary}", color)
     return Engine(loaded)

@@ -54,6 +54,10 @@ class ModelOptions:
         "draft with a vocabulary of its own: refuse it, or draft only tokens that both have",
         choices=("exact", "intersection"),
     )
+    target_shape: str | None = setting(
+        str, None, "cost twin: enlarge the target to a known size, e.g. llama-3.1-8b, its function unchanged"
+    )
+    draft_shape: str | None = setting(str, None, "cost twin: enlarge the draft to a known size, e.g. llama-3.2-1b")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -10,6 +10,7 @@ from mtad.constraints import Constraints, Places
 from mtad.decoding.decoder import Decoder
 from mtad.decoding.outcome import RowOutcome, best_log_probs, refusal_probabilities, unwarped_log_probs
 from mtad.decoding.row_policy import RowPolicy
+from mtad.decoding.stages import stage
 from mtad.drafting import Drafter, limit_tree
 from mtad.models.graphs import Capture, ReplayLoop, places_of, places_of_rows
 from mtad.models.runner import ModelRunner
@@ -113,14 +114,17 @@ class AssistedDecoder(Decoder):
         for policy in self.policies:
             rows = policy.apply(rows)
         started = perf_counter()
-        tree = limit_tree(self.drafter.draft(self.previous, self.pending, rows), rows)
+        with stage("draft"):
+            tree = limit_tree(self.drafter.draft(self.previous, self.pending, rows), rows)
         drafted = perf_counter()
-        logits = self.target.score_tree(self.pending, tree)
+        with stage("score"):
+            logits = self.target.score_tree(self.pending, tree)
         scored = perf_counter()
-        allowed, is_dead_end = self.constraints.apply(logits, Places.of_tree(tree))
-        target_log_probs = warp_logits(allowed, rows)
-        acceptance = self.verifier.accept(tree, target_log_probs, rows)
-        refusals = refusal_probabilities(tree, target_log_probs, acceptance)
+        with stage("verify"):
+            allowed, is_dead_end = self.constraints.apply(logits, Places.of_tree(tree))
+            target_log_probs = warp_logits(allowed, rows)
+            acceptance = self.verifier.accept(tree, target_log_probs, rows)
+            refusals = refusal_probabilities(tree, target_log_probs, acceptance)
         if self.observer is not None:
             self.observer.observe(
                 StepRecord(
@@ -134,8 +138,9 @@ class AssistedDecoder(Decoder):
                     acceptance=acceptance,
                 )
             )
-        self.target.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
-        self.drafter.keep_path(acceptance, active)
+        with stage("keep"):
+            self.target.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
+            self.drafter.keep_path(acceptance, active)
         self.times.draft_s += drafted - started
         self.times.verify_s += scored - drafted
         tokens = acceptance.emitted_tokens(tree.tokens)

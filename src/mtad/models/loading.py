@@ -21,6 +21,7 @@ from mtad.models.runner import ModelRunner
 from mtad.models.tokenizers import has_tokenizer, load_tokenizer, shared_vocab_size
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.models.translated_runner import TranslatedRunner
+from mtad.models.twins import enlarge, find_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
         CapacityError: The memory is not there.
     """
     check_device_map(options.device_map)
+    _check_shapes(options)
     device = choose_device(options.device)
     target_source = resolve_model(options.target, "target")
     config = read_model_config(target_source, "target", options.revision)
@@ -95,7 +97,7 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
     target_runner = _serve(target, vocab_size)
     draft_runner: ModelRunner | None = None
     if draft_source is not None:
-        draft = load_causal_model(draft_source, "draft", draft_config, dtype=dtype, device=target_runner.device)
+        draft = _load_draft(options, draft_source, draft_config, dtype, target_runner.device)
         draft_runner = _serve_draft(draft, vocab_size, vocabulary)
     resolved = replace(
         options,
@@ -140,7 +142,7 @@ def load_stock_models(options: ModelOptions) -> tuple[Any, Any | None]:
         return target, None
     draft_source = resolve_model(options.draft, "draft")
     draft_config = read_model_config(draft_source, "draft")
-    return target, load_causal_model(draft_source, "draft", draft_config, dtype=dtype, device=device)
+    return target, _load_draft(options, draft_source, draft_config, dtype, device)
 
 
 def sampling_defaults(model: Any, tokenizer: Any) -> SamplingDefaults:
@@ -161,6 +163,17 @@ def _as_ids(value: int | list[int] | None) -> frozenset[int]:
     if value is None:
         return frozenset()
     return frozenset({value} if isinstance(value, int) else value)
+
+
+def _check_shapes(options: ModelOptions) -> None:
+    for shape in (options.target_shape, options.draft_shape):
+        if shape is not None:
+            find_shape(shape)
+    if options.target_shape is not None and options.device_map is not None:
+        raise ConfigError(
+            f"a cost twin lies on one device, got device_map {options.device_map}; leave --device-map or "
+            "--target-shape out"
+        )
 
 
 def _draft_name(options: ModelOptions) -> str | None:
@@ -210,7 +223,19 @@ def _load_target(
         device_map=options.device_map,
         revision=options.revision,
     )
-    return model if adapter is None else merge_adapter(model, adapter, dtype)
+    return _sized(model if adapter is None else merge_adapter(model, adapter, dtype), options.target_shape)
+
+
+def _load_draft(
+    options: ModelOptions, source: Path | str, config: Any, dtype: torch.dtype, device: torch.device
+) -> Any:
+    model = load_causal_model(source, "draft", config, dtype=dtype, device=device)
+    return _sized(model, options.draft_shape)
+
+
+def _sized(model: Any, shape: str | None) -> Any:
+    """The model, or its cost twin where a shape is named."""
+    return model if shape is None else enlarge(model, find_shape(shape), shape)
 
 
 def _serve_draft(model: Any, vocab_size: int, vocabulary: VocabularyMap | None) -> ModelRunner:

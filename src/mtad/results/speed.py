@@ -7,7 +7,7 @@ import numpy as np
 
 from mtad.results.intervals import Estimate, median
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,8 @@ class SpeedSummary:
         ratio: Tokens per second against the baseline's on the same batch, the median; None without a baseline.
         tokens_per_call: Tokens by calls of the target; None where calls are not counted.
         perplexity: Of all answers under the unwarped temperature-1 target.
+        floor_share: Time that reading weights, keys and values once a call takes at the measured bandwidth, by the
+            decoding time, the median; None where the bytes are not known.
     """
 
     workload: int
@@ -33,6 +35,7 @@ class SpeedSummary:
     ratio: Estimate | None
     tokens_per_call: float | None
     perplexity: float
+    floor_share: float | None
 
 
 def summarize_speed(record: dict[str, Any], baseline: str | None) -> list[SpeedSummary]:
@@ -49,7 +52,7 @@ def summarize_speed(record: dict[str, Any], baseline: str | None) -> list[SpeedS
         found.setdefault((item["workload"], item["contender"]), {})[item["repeat"]] = item
     places = [(number, label) for number in range(len(setup["workloads"])) for label in labels]
     return [
-        _summary(number, label, found[number, label], found.get((number, baseline or "")))
+        _summary(number, label, found[number, label], found.get((number, baseline or "")), record.get("bandwidth"))
         for number, label in places
         if (number, label) in found
     ]
@@ -60,7 +63,9 @@ def speed_to_json(summaries: list[SpeedSummary]) -> list[dict[str, Any]]:
     return [asdict(item) for item in summaries]
 
 
-def _summary(workload: int, label: str, samples: dict[int, Any], others: dict[int, Any] | None) -> SpeedSummary:
+def _summary(
+    workload: int, label: str, samples: dict[int, Any], others: dict[int, Any] | None, bandwidth: float | None
+) -> SpeedSummary:
     items = list(samples.values())
     shared = [repeat for repeat in samples if others is not None and repeat in others]
     ratios = [_speed(samples[repeat]) / _speed(others[repeat]) for repeat in shared] if others is not None else []
@@ -75,7 +80,14 @@ def _summary(workload: int, label: str, samples: dict[int, Any], others: dict[in
         ratio=median(np.array(ratios)) if ratios else None,
         tokens_per_call=None if None in calls else num_tokens / sum(calls),
         perplexity=float(np.exp(-sum(item["log_prob_sum"] for item in items) / num_tokens)),
+        floor_share=_floor_share(items, bandwidth),
     )
+
+
+def _floor_share(items: list[Any], bandwidth: float | None) -> float | None:
+    if bandwidth is None or any(item.get("floor_bytes") is None for item in items):
+        return None
+    return float(np.median([item["floor_bytes"] / bandwidth / item["decode_s"] for item in items]))
 
 
 def _speed(sample: dict[str, Any]) -> float:

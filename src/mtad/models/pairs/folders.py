@@ -37,6 +37,8 @@ class PairFolders:
     """Holds whatever is being built; only the owner of `lock` touches it."""
     lock: Path
     downloads: Path
+    gguf: Path
+    """The target as it was published; only there once it was asked for."""
 
     @classmethod
     def locate(cls, source: PairSource, root: Path) -> "PairFolders":
@@ -55,6 +57,7 @@ class PairFolders:
             scratch=home / "building",
             lock=home / "lock",
             downloads=root / "downloads",
+            gguf=home / f"target-{source.target.member_sha256[:8]}.gguf",
         )
 
 

@@ -33,10 +33,29 @@ def pair_paths(name: str = "smollm2", *, progress: bool = True) -> PairPaths:
         ModelLoadError: No pair has this name.
         PairDownloadError: The pair cannot be fetched, checked or written to the cache.
     """
+    return ensure_pair(_known_source(name), cache_root(), progress=progress)
+
+
+def pair_gguf(name: str, *, progress: bool = True) -> Path:
+    """Returns the GGUF file that a known pair's target was made from, which is downloaded on first use.
+
+    Raises:
+        ModelLoadError: No pair has this name.
+        PairDownloadError: The file cannot be fetched, checked or written to the cache.
+    """
+    folders = PairFolders.locate(_known_source(name), cache_root())
+    if not folders.gguf.is_file():
+        from mtad.models.pairs.building import fetch_gguf
+
+        fetch_gguf(_known_source(name), folders, progress=progress)
+    return folders.gguf
+
+
+def _known_source(name: str) -> PairSource:
     source = KNOWN_PAIRS.get(name)
     if source is None:
         raise ModelLoadError(f"got the pair {name!r}, expected one of: {', '.join(sorted(KNOWN_PAIRS))}")
-    return ensure_pair(source, cache_root(), progress=progress)
+    return source
 
 
 def ensure_pair(source: PairSource, root: Path, *, progress: bool = True) -> PairPaths:
