@@ -99,7 +99,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--record", type=Path, metavar="FILE", help="JSON file to write, or to go on with")
     add_extras(parser)
     parser.add_argument("--json", action="store_true", help="the table as one JSON document on stdout, nothing else")
-    add_common(parser)
+    add_common(parser, takes_profile=False)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -139,8 +139,8 @@ def run(options: argparse.Namespace) -> int:
     if options.peak_memory and status == 0:
         record["peak_memory"] = measure_memory(options, models, generation, new_tokens)
     _finish(record, options)
-    if options.profile is not None and status == 0:
-        profiles = write_profiles(engine, contenders, workloads[0], options.profile)
+    if options.profile_file is not None and status == 0:
+        profiles = write_profiles(engine, contenders, workloads[0], options.profile_file)
         if not options.json:
             print(profiles)
     return status

@@ -28,7 +28,11 @@ def add_extras(parser: argparse.ArgumentParser) -> None:
         help="run each of our contenders once more in a process of its own and show the most memory it held",
     )
     parser.add_argument(
-        "--profile", type=Path, metavar="FILE", help="JSON file: where an iteration's time goes, by stage and operation"
+        "--profile",
+        dest="profile_file",
+        type=Path,
+        metavar="FILE",
+        help="JSON file to write: where an iteration's time goes, by stage and operation",
     )
     parser.add_argument(
         "--gguf", type=Path, metavar="FILE", help="the target for llama_cpp (default: the pair's own, downloaded once)"

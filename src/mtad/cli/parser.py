@@ -80,10 +80,17 @@ def read_settings(options: argparse.Namespace) -> tuple[ModelOptions, Generation
     )
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Flags that every decoding command has."""
+def add_common(parser: argparse.ArgumentParser, *, takes_profile: bool = True) -> None:
+    """Flags that every decoding command has.
+
+    Args:
+        parser: Gets the flags.
+        takes_profile: False leaves `--profile` to the command, which then reads no calibrated settings.
+    """
+    parser.set_defaults(profile=None)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML or JSON file; flags win")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="settings that `mtad calibrate` has found")
+    if takes_profile:
+        parser.add_argument("--profile", type=Path, metavar="FILE", help="settings that `mtad calibrate` has found")
     parser.add_argument("--system", metavar="TEXT", help="system message in front of the conversation")
     parser.add_argument(
         "--color",
