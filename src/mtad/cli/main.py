@@ -7,7 +7,20 @@ import sys
 from collections.abc import Sequence
 
 from mtad import __version__
-from mtad.cli import bench, calibrate, chat, compare, distill, doctor, evaluate, experiment, generate, replay, report
+from mtad.cli import (
+    bench,
+    calibrate,
+    chat,
+    compare,
+    distill,
+    doctor,
+    evaluate,
+    experiment,
+    generate,
+    judge,
+    replay,
+    report,
+)
 from mtad.cli.parser import Parser
 from mtad.errors import MtadError
 
@@ -72,6 +85,7 @@ def build_parser() -> Parser:
     distill.add_command(commands)
     experiment.add_command(commands)
     calibrate.add_command(commands)
+    judge.add_command(commands)
     doctor.add_command(commands)
     report.add_command(commands)
     return parser

@@ -93,6 +93,7 @@ def _become_grandchild() -> None:
 def _become_stranger() -> None:
     """Give up root, whom no limit on processes binds; only reading stays allowed, for Python's own files."""
     libc = ctypes.CDLL(None)
+    os.chown(".", _STRANGER, _STRANGER)
     os.setgroups([])
     os.setgid(_STRANGER)
     libc.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
@@ -102,8 +103,16 @@ def _become_stranger() -> None:
 
 
 def _refuse(event: str, arguments: Any) -> None:
-    if event.startswith(_FORBIDDEN):
+    if event.startswith(_FORBIDDEN) or (event == "open" and _writes_elsewhere(*arguments)):
         raise PermissionError(f"{event} is not allowed here")
+
+
+def _writes_elsewhere(path: Any, mode: str | None, flags: int) -> bool:
+    """Whether a file outside the current folder is opened to be changed."""
+    if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND) or isinstance(path, int):
+        return False
+    inside = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+    return not os.path.abspath(os.fsdecode(path)).startswith(inside)  # noqa: PTH100
 
 
 def _run(source: str, nonce: str, report: int) -> None:

@@ -58,7 +58,22 @@ class ItemLog:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """All answers of a file; a last line that a kill has torn is passed over.
+    """All answers of a file, as `read_lines` gives them.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no answer.
+    """
+    entries = read_lines(path)
+    for number, entry in enumerate(entries, start=1):
+        try:
+            batch_key(entry)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: no answer ({error}); remove the line, or the file") from error
+    return entries
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; a last line that a kill has torn is passed over.
 
     Raises:
         DataError: The file cannot be read, or another line is broken.
@@ -72,9 +87,8 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
         if line and number < len(lines):
             try:
                 entries.append(json.loads(line))
-                batch_key(entries[-1])
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: no answer ({error}); remove the line, or the file") from error
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error}); remove the line, or the file") from error
     return entries
 
 

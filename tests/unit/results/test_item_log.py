@@ -42,6 +42,9 @@ def test_a_torn_batch_is_dropped_and_run_again(tmp_path: Path, cut: int) -> None
 def test_broken_lines_are_named(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(entry("a")) + "\nnonsense\n" + json.dumps(entry("b")) + "\n")
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        read_entries(path)
+    path.write_text(json.dumps(entry("a")) + "\n{}\n")
     with pytest.raises(DataError, match="line 2: no answer"):
         read_entries(path)
     with pytest.raises(DataError, match="cannot be read"):
