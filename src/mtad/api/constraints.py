@@ -50,6 +50,8 @@ class ConstraintReader:
         assert options.repetition_penalty is not None
         return RowConstraints(
             repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
             logit_bias=tuple(biases.items()),
             logits_processors=tuple(logits_processor),
             grammar=self._grammar(options),

@@ -152,6 +152,12 @@ class GenerationOptions:
         "divides positive logits of tokens already in the text, above 1 against repeats (model's own, else 1)",
         above=0,
     )
+    presence_penalty: float = setting(
+        float, 0.0, "taken from the logits of tokens in the answer", minimum=-2, maximum=2
+    )
+    frequency_penalty: float = setting(
+        float, 0.0, "taken from the logits of tokens in the answer, each time they occur", minimum=-2, maximum=2
+    )
     logit_bias: tuple[str, ...] = setting(
         tuple, (), "add to logits, as ID:VALUE,...; -inf forbids the token; may be given several times"
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtad.constraints.bias import LogitBias
 from mtad.constraints.grammar import GrammarConstraint
+from mtad.constraints.occurrence import OccurrencePenalty
 from mtad.constraints.places import Places
 from mtad.constraints.processors import ProcessorConstraint
 from mtad.constraints.repetition import RepetitionPenalty
@@ -69,6 +70,10 @@ class _Kind:
 # In the order in which they change the logits.
 _KINDS = (
     _Kind(lambda row: row.repetition_penalty != 1, RepetitionPenalty),
+    _Kind(
+        lambda row: row.presence_penalty != 0 or row.frequency_penalty != 0,
+        lambda prompts, rows, size, device: OccurrencePenalty(rows, size, device),
+    ),
     _Kind(lambda row: bool(row.logit_bias), lambda prompts, rows, size, device: LogitBias(rows, size, device)),
     _Kind(
         lambda row: bool(row.logits_processors), lambda prompts, rows, size, device: ProcessorConstraint(prompts, rows)

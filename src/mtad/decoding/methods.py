@@ -179,7 +179,7 @@ def build_decoder(
     eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
     if is_constrained:
         raise ConfigError(
-            f"{options.method} takes no repetition penalty, logit bias, logits processors or grammar, got some; leave "
+            f"{options.method} takes no penalties, logit bias, logits processors or grammar, got some; leave "
             f"them out or use one of {', '.join(ASSISTED_METHODS)}"
         )
     sampler = BeamSampler(width=options.beam_width, draw=options.draw, eos_token_ids=eos, keeps_unwarped=True)

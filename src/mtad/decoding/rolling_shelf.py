@@ -167,6 +167,8 @@ def _shape_of(options: GenerationOptions) -> GenerationOptions:
         "top_p",
         "min_p",
         "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
         "logit_bias",
         "json_schema",
         "regex",

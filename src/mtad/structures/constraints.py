@@ -42,19 +42,28 @@ class RowConstraints:
     Attributes:
         repetition_penalty: Positive logits of tokens that prompt or answer hold are divided by it, others multiplied
             (Keskar et al. 2019); above 0, 1 changes nothing.
+        presence_penalty: Subtracted from the logits of tokens that the answer holds.
+        frequency_penalty: The same, once for every time that the answer holds them.
         logit_bias: Numbers to add to the logits of single tokens, as (token id, number); -inf forbids the token.
         logits_processors: Called in turn at every place of the text.
         grammar: Confines the answer.
     """
 
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logits_processors: tuple[LogitsProcessor, ...] = ()
     grammar: Grammar | None = None
 
     def __bool__(self) -> bool:
         return bool(
-            self.repetition_penalty != 1 or self.logit_bias or self.logits_processors or self.grammar is not None
+            self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.logits_processors
+            or self.grammar is not None
         )
 
 

@@ -93,7 +93,7 @@ def test_the_models_own_penalty_and_min_p_are_defaults_where_the_method_takes_th
         ({"logit_bias": ["3:x"]}, "got '3:x'"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be a number > 0"),
         ({"min_p": 1.1}, "min_p must be a number >= 0 and <= 1"),
-        ({"method": "beam_sampling", "repetition_penalty": 1.2}, "beam_sampling takes no repetition penalty"),
+        ({"method": "beam_sampling", "repetition_penalty": 1.2}, "beam_sampling takes no penalties"),
     ],
 )
 def test_what_makes_no_sense_is_refused(engine: Engine, changes: dict[str, Any], message: str) -> None:

@@ -231,7 +231,7 @@ def test_other_stopping_criteria_end_their_rows(model: Any, draft: Any) -> None:
     ("changes", "message"),
     [
         ({"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidanceLogitsProcessor"),
-        ({"mtad_method": "mtjd", "repetition_penalty": 1.3}, "mtjd takes no repetition penalty"),
+        ({"mtad_method": "mtjd", "repetition_penalty": 1.3}, "mtjd takes no penalties"),
         ({"assistant_model": None, "num_beams": 2}, "beam_width"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),

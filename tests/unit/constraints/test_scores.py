@@ -64,6 +64,38 @@ def test_the_penalty_is_that_of_transformers(on_host: bool) -> None:
     torch.testing.assert_close(got, expected[[2, 0]], rtol=0, atol=1e-12)
 
 
+class Occurrences:
+    """The two penalties over one row's answer, as OpenAI's interface defines them."""
+
+    def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
+        self.presence, self.frequency, self.start = presence, frequency, prompt_length
+
+    def __call__(self, token_ids: Tensor, scores: Tensor) -> Tensor:
+        counts = token_ids[0, self.start :].bincount(minlength=VOCAB).to(scores.dtype)
+        return scores - self.frequency * counts - self.presence * (counts > 0)
+
+
+def test_occurrences_are_counted_in_the_answer_and_on_each_path() -> None:
+    penalties = [(0.5, 0.0), (-1.0, 0.7), (0.0, 1.5)]
+    rows = [RowConstraints(presence_penalty=presence, frequency_penalty=often) for presence, often in penalties]
+    processors = [Occurrences(*pair, len(prompt)) for pair, prompt in zip(penalties, PROMPTS, strict=True)]
+    constraints = started(*rows)
+    places, logits = random_places(7)
+    got, is_dead_end = constraints.apply(logits, places)
+    torch.testing.assert_close(got, expected_scores(processors, places, logits, PROMPTS), rtol=0, atol=1e-12)
+    assert is_dead_end is None
+    assert not constraints.needs_host
+    tokens = torch.tensor([[5, 5, 6], [1, 1, 1], [2, 6, 6]])
+    constraints.append(tokens, torch.tensor([2, 3, 3]), torch.tensor([True, False, True]))
+    texts = [[*PROMPTS[0], 5, 5], PROMPTS[1], [*PROMPTS[2], 2, 6, 6]]
+    places, logits = random_places(8)
+    expected = expected_scores(processors, places, logits, texts)
+    torch.testing.assert_close(constraints.apply(logits, places)[0], expected, rtol=0, atol=1e-12)
+    constraints.select_rows([2, 0])
+    chosen = Places(places.tokens[[2, 0]], places.ancestors[[2, 0]])
+    torch.testing.assert_close(constraints.apply(logits[[2, 0]], chosen)[0], expected[[2, 0]], rtol=0, atol=1e-12)
+
+
 def test_biases_are_added_and_may_forbid() -> None:
     biases = [{3: 2.5, 0: -1.0}, {6: -math.inf}, {}]
     constraints = started(*[RowConstraints(logit_bias=tuple(item.items())) for item in biases])

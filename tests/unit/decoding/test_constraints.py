@@ -144,15 +144,16 @@ def test_no_answer_breaks_the_constraint_and_likelihoods_stay_the_targets_own(na
 @pytest.mark.parametrize("name", ["chain", "beam tree", "branching tree", "dynamic tree", "prompt lookup"])
 def test_a_row_of_a_batch_is_the_row_alone(name: str) -> None:
     run = run_of(name)
-    prompts = [[1, 2], [3], [0, 1, 0, 2, 3], [2, 3]]
+    prompts = [[1, 2], [3], [0, 1, 0, 2, 3], [0, 2], [2, 3]]
     asked = [
         CONSTRAINTS,
         RowConstraints(),
         RowConstraints(repetition_penalty=2.0),
+        RowConstraints(presence_penalty=1.5, frequency_penalty=-0.5),
         RowConstraints(logit_bias=((1, 3.0),)),
     ]
     settings = [replace(SETTING, seed=9 + row, constraints=item) for row, item in enumerate(asked)]
-    limits = [9, 21, 14, 5]
+    limits = [9, 21, 14, 16, 5]
     together = run.generate(prompts, settings, limits)
     for row, result in enumerate(together):
         check_same(run.generate([prompts[row]], [settings[row]], [limits[row]])[0], result)
@@ -290,7 +291,7 @@ def test_a_dead_end_at_once_gives_an_empty_answer() -> None:
 @pytest.mark.parametrize("method", ["beam_sampling", "mtjd"])
 def test_methods_without_the_loop_refuse_constraints(method: str) -> None:
     run = Run(*tables(), {"method": method}, is_constrained=True)
-    with pytest.raises(ConfigError, match=f"{method} takes no repetition penalty.*use one of autoregressive"):
+    with pytest.raises(ConfigError, match=f"{method} takes no penalties.*use one of autoregressive"):
         run.decoder()
 
 

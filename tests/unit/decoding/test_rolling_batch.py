@@ -56,6 +56,7 @@ def _push(token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 CONSTRAINTS = [
     RowConstraints(),
     RowConstraints(repetition_penalty=1.7),
+    RowConstraints(presence_penalty=0.8, frequency_penalty=0.4),
     RowConstraints(logit_bias=((1, -2.0), (2, 1.0))),
     RowConstraints(logits_processors=(_push,)),
     RowConstraints(grammar=Ban()),
