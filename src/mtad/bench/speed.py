@@ -11,7 +11,8 @@ import torch
 from mtad.api import Engine
 from mtad.api.contenders import Contender
 from mtad.bench.bandwidth import measure_bandwidth
-from mtad.bench.llama_cpp import LlamaCppPeer, load_llama_cpp
+from mtad.bench.llama_cpp import LlamaCppPeer
+from mtad.bench.llama_cpp_server import IsolatedServer
 from mtad.bench.peers import LLAMA_CPP, TRANSFORMERS_ASSISTED, SpeedSample, TransformersPeer
 from mtad.bench.workloads import SpeedWorkload, build_prompts
 from mtad.config import GenerationOptions
@@ -107,7 +108,8 @@ def build_runners(
             if name == LLAMA_CPP:
                 assert weights is not None
                 filters = {"top_k": resolved.top_k, "top_p": resolved.top_p}
-                runners[name] = LlamaCppPeer(load_llama_cpp(), weights, plain.score, **filters)  # type: ignore[arg-type]
+                server = IsolatedServer(weights, torch.get_num_threads())
+                runners[name] = LlamaCppPeer(server, weights, plain.score, **filters)  # type: ignore[arg-type]
                 continue
             is_assisted = name == TRANSFORMERS_ASSISTED
             if is_assisted and draft is None:

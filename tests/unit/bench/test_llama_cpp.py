@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mtad.bench.llama_cpp import LlamaCppPeer, load_llama_cpp
+from mtad.bench.llama_cpp import LlamaCppPeer
+from mtad.bench.llama_cpp_server import IsolatedServer, LlamaCppServer, load_llama_cpp
 from mtad.bench.workloads import SpeedWorkload
 from mtad.errors import ConfigError
 
@@ -40,7 +41,8 @@ def fake_module() -> Any:
 
 
 def make_peer(weights: Path) -> LlamaCppPeer:
-    return LlamaCppPeer(fake_module(), weights, lambda prompts, answers: -1.5 * len(answers), top_k=5, top_p=0.8)
+    server = LlamaCppServer(weights, 2, fake_module())
+    return LlamaCppPeer(server, weights, lambda prompts, answers: -1.5 * len(answers), top_k=5, top_p=0.8)
 
 
 @pytest.fixture
@@ -61,6 +63,7 @@ def test_every_row_is_a_request_with_the_same_settings_as_ours(weights: Path) ->
         assert wanted.items() <= request.items()
     assert server.settings.n_parallel == 2
     assert server.settings.n_ctx >= 2 * 6
+    assert server.settings.cpuparams.n_threads == server.settings.cpuparams_batch.n_threads == 2
     assert (sample.num_tokens, sample.num_decoded, sample.log_prob_sum) == (6, 6, -3.0)
     assert sample.prefill_s == pytest.approx(3e-9)
     assert (sample.num_iterations, sample.floor_bytes) == (3, 300)
@@ -78,6 +81,12 @@ def test_what_cannot_be_loaded_or_is_refused_is_said(weights: Path, tmp_path: Pa
         make_peer(tmp_path / "broken.gguf").run([[1]], WORKLOAD, seed=0)
     with pytest.raises(ConfigError, match=r"llama.cpp refused a request: no"):
         make_peer(weights).run([[13]], WORKLOAD, seed=0)
+
+
+def test_the_process_of_its_own_says_what_it_cannot_load(weights: Path) -> None:
+    server = IsolatedServer(weights, 1)
+    with pytest.raises(ConfigError, match=r"llama.cpp cannot load .*model.gguf"):
+        server.make_room(1, 8)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
