@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from mtad.models.packed_linear import PackedLinear
+from mtad.models.packed_linear import PackedLinear, PackedSibling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ def call_traffic(model: Any) -> CallTraffic:
     if not is_read_by_head:
         weights.pop(id(embedding.weight), None)
     width = embedding.weight.element_size()
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear | PackedSibling)]
     packed_bytes = sum(module.in_features * module.out_features * width for module in packed)
     config = model.config.get_text_config(decoder=True)
     heads = int(config.num_attention_heads)
