@@ -20,6 +20,7 @@ from mtad.cli import (
     judge,
     replay,
     report,
+    serve,
 )
 from mtad.cli.parser import Parser
 from mtad.errors import MtadError
@@ -37,6 +38,7 @@ EXAMPLES = """examples:
   mtad generate "Explain why the sky is blue."
   mtad generate --method speculative --temperature 0 "Write a haiku about rain."
   mtad chat --threshold 0.9
+  mtad serve --port 8000
   mtad compare --prompts-file questions.jsonl
 """
 
@@ -78,6 +80,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     generate.add_command(commands)
     chat.add_command(commands)
+    serve.add_command(commands)
     compare.add_command(commands)
     replay.add_command(commands)
     bench.add_command(commands)

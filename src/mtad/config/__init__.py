@@ -12,6 +12,7 @@ from mtad.config.options import (
     GenerationOptions,
     ModelOptions,
 )
+from mtad.config.server import ServerOptions
 from mtad.config.session import SessionOptions
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "EvaluationOptions",
     "GenerationOptions",
     "ModelOptions",
+    "ServerOptions",
     "SessionOptions",
     "Setting",
     "read_config_file",

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over a session of continuous batching."""
