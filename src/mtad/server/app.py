@@ -27,6 +27,7 @@ from mtad.server.wire import ChatRequest, CompletionRequest, DetokenizeRequest, 
 from mtad.server.worker import EngineFaultError, EngineWorker
 
 _RETRY_SECONDS = "2"
+_NOT_JSON = "the body is not JSON; send a JSON object as UTF-8"
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "server_error"}
 
 
@@ -238,8 +239,7 @@ def _add_errors(app: FastAPI) -> None:
     async def malformed(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            message = "the body is not JSON; send a JSON object as UTF-8"
-            return JSONResponse(error_body(message, "invalid_request_error"), 400)
+            return JSONResponse(error_body(_NOT_JSON, "invalid_request_error"), 400)
         place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
         message = f"{place}: {first['msg']}; see /docs for what is supported"
         return JSONResponse(error_body(message, "invalid_request_error", param=place), 400)
@@ -247,7 +247,9 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(StarletteHTTPException)
     async def refused(_: Request, error: StarletteHTTPException) -> Response:
         kind = _KINDS.get(error.status_code, "invalid_request_error")
-        return JSONResponse(error_body(str(error.detail), kind), error.status_code, error.headers)
+        # FastAPI's own words for a body that is not UTF-8 say neither what was expected nor what to do.
+        message = _NOT_JSON if error.status_code == 400 else str(error.detail)
+        return JSONResponse(error_body(message, kind), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:

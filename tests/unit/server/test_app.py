@@ -128,6 +128,7 @@ def test_a_stream_explains_its_steps(serve: Serve) -> None:
     [
         (b"{", "the body is not JSON"),
         (b"\xff\xfe", "the body is not JSON"),
+        (b'{"messages": "\xff"}', "the body is not JSON"),
         ([], "the body"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": 3}]}, "content"),
