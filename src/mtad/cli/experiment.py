@@ -36,6 +36,11 @@ Those but overhead are evaluations: a killed one goes on, and `mtad report` read
 their folders. See `mtad evaluate --help` for the columns.
 """
 OVERHEAD = "overhead"
+JOINT = ("mtad", "mmtad")
+SHARE_HEADINGS = (
+    *("block of", "blocks", "share of optimum", "geometric", "smallest", "optimal"),
+    *("smallest P/Q", "promised"),
+)
 OVERHEAD_HEADINGS = (
     "contender",
     "context",
@@ -108,11 +113,7 @@ def _run_preset(
     _write(options, record)
     show(record, as_json=options.json)
     if "shares" in record and not options.json:
-        print(
-            format_table(
-                ("block of", "blocks", "share of optimum", "geometric", "smallest", "optimal"), _shares(record)
-            )
-        )
+        print(format_table(SHARE_HEADINGS, _shares(record)))
     return status
 
 
@@ -132,9 +133,18 @@ def _shares(record: dict[str, Any]) -> list[list[str]]:
             f"{row['geometric_share']:.3f}",
             f"{row['smallest_share']:.2g}",
             f"{row['is_optimal']:.0%}",
+            "" if row["smallest_ratio"] is None else f"{row['smallest_ratio']:.3g}",
+            _promise(record["contenders"][row["contender"]]),
         ]
         for row in record["shares"]
     ]
+
+
+def _promise(contender: dict[str, Any]) -> str:
+    """What the ratio of kept drafts is promised to exceed: the threshold of the rule `joint`, nothing elsewhere."""
+    settings = contender["settings"]
+    is_joint = settings["verifier"] == "joint" or (settings["verifier"] is None and settings["method"] in JOINT)
+    return f"> {settings['threshold']:g}" if is_joint else ""
 
 
 def _run_overhead(options: argparse.Namespace, models: ModelOptions, generation: GenerationOptions) -> int:

@@ -89,12 +89,19 @@ def _figures(answer: _Answer) -> dict[str, Any]:
         "log_prob_sum": sum(sum(result.log_probs) for result in results),
         "kept_lengths": [lengths.count(length) for length in range(depth + 1)],
         "refused_sum": None if None in refused else sum(value for value in refused if value is not None),
+        "smallest_log_ratio": _smallest_log_ratio(results),
         "finish_reason": results[-1].finish_reason,
         "decode_s": sum(result.stats.decode_s for result in results),
         "draft_s": sum(result.stats.draft_s for result in results),
         "verify_s": sum(result.stats.verify_s for result in results),
         "prefill_s": sum(result.stats.prefill_s for result in results),
     }
+
+
+def _smallest_log_ratio(results: Sequence[GenerationResult]) -> float | None:
+    """The smallest joint log ratio of any kept draft; None where nothing drafted was kept."""
+    pairs = [pair for one in results for pair in zip(one.accepted_lengths, one.joint_log_ratios, strict=True)]
+    return min((ratio for length, ratio in pairs if length), default=None)
 
 
 def _refused_sum(result: GenerationResult) -> float | None:

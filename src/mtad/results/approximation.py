@@ -22,6 +22,8 @@ class ShareOfOptimum:
         geometric_share: The same as a geometric mean.
         smallest_share: Of any prompt.
         is_optimal: Share of prompts whose block is as likely as the optimum, to rounding.
+        smallest_ratio: Smallest joint ratio P / Q of any kept draft, which the joint rule promises to be above
+            its threshold; None where no draft was kept.
     """
 
     contender: str
@@ -30,6 +32,7 @@ class ShareOfOptimum:
     geometric_share: float
     smallest_share: float
     is_optimal: float
+    smallest_ratio: float | None
 
 
 def shares_of_optimum(entries: Sequence[dict[str, Any]], optimum: str) -> list[dict[str, Any]]:
@@ -40,8 +43,11 @@ def shares_of_optimum(entries: Sequence[dict[str, Any]], optimum: str) -> list[d
         optimum: Label of the contender that searches exactly.
     """
     blocks: dict[str, dict[tuple[str, str], float]] = {}
+    ratios: dict[str, list[float]] = {}
     for entry in entries:
         blocks.setdefault(entry["contender"], {})[entry["task"], entry["item"]] = entry["log_prob_sum"]
+        if entry.get("smallest_log_ratio") is not None:
+            ratios.setdefault(entry["contender"], []).append(entry["smallest_log_ratio"])
     best = blocks.get(optimum, {})
     rows = []
     for label, found in blocks.items():
@@ -55,6 +61,7 @@ def shares_of_optimum(entries: Sequence[dict[str, Any]], optimum: str) -> list[d
                 geometric_share=math.exp(float(gaps.mean())),
                 smallest_share=float(shares.min()),
                 is_optimal=float((shares > 1 - 1e-3).mean()),
+                smallest_ratio=math.exp(min(ratios[label])) if label in ratios else None,
             )
             rows.append(asdict(row))
     return rows
