@@ -49,7 +49,7 @@ class SharedHistory(ModelRunner):
         self.inner = inner
         self.vocab_size, self.device, self.max_positions = inner.vocab_size, inner.device, inner.max_positions
 
-    def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
+    def prefill(self, token_ids: Tensor, lengths: Tensor, num_shared: int = 0) -> None:
         self.inner.prefill(token_ids[:1], lengths[:1])
         self.inner.select_rows(torch.zeros_like(lengths))
         self.lengths.copy_(lengths)

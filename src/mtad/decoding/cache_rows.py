@@ -3,11 +3,9 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+from mtad.decoding.decoder import LEAST_SHARED
 from mtad.decoding.seating import Place, Seating
 from mtad.models.row_state import RowState
-
-LEAST_SHARED = 16
-"""Tokens that must be shared before a prompt waits for another's keys, or a row is chosen for them."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """What every decoder shares: prompts go in, the newest token stays pending, rows can leave."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
@@ -9,6 +10,20 @@ from mtad.models.graphs import settle, settle_rows
 from mtad.models.row_state import RowState
 from mtad.models.runner import ModelRunner
 from mtad.structures.rows import RowControls, RowSettings
+
+LEAST_SHARED = 16
+"""Tokens that prompts must have in common before one row computes them for others."""
+
+
+def shared_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """Leading tokens that all prompts have in common, their last ones left out; 0 where it is not worth a call."""
+    if len(prompts) < 2:
+        return 0
+    # The smallest and the largest prompt differ where any two do.
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    count = next((place for place in range(most) if first[place] != last[place]), most)
+    return count if count >= LEAST_SHARED else 0
 
 
 class Decoder(ABC):
@@ -25,6 +40,7 @@ class Decoder(ABC):
         pending: Last committed token, `[batch]` int64.
         previous: The token before it, `[batch]` int64.
         row_ids: Place of each row among the prompts of `prefill`, `[batch]` int64.
+        num_shared: Leading prompt tokens that were computed in the first row alone and copied to the others.
     """
 
     gamma: int = 0
@@ -32,6 +48,7 @@ class Decoder(ABC):
     def __init__(self, target: ModelRunner, *, extra_slots: int, one_hot_at_zero: bool) -> None:
         self.target = target
         self.times = PhaseTimes()
+        self.num_shared = 0
         self._runners: list[tuple[RowState, int]] = [(target, extra_slots)]
         self._one_hot_at_zero = one_hot_at_zero
         self.pending = self.previous = torch.zeros(0, dtype=torch.int64, device=target.device)
@@ -55,9 +72,10 @@ class Decoder(ABC):
         room = longest + max(max_new_tokens)
         token_ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
         lengths = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        self.num_shared = shared_beginning(prompts)
         for runner, extra_slots in self._runners:
             runner.allocate(len(prompts), room + extra_slots + 2)
-            runner.prefill(token_ids, lengths)
+            runner.prefill(token_ids, lengths, self.num_shared)
         self.pending = settle(self.pending, token_ids.gather(1, lengths.unsqueeze(1)).squeeze(1))
         last_but_one = token_ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         self.previous = settle(self.previous, last_but_one)

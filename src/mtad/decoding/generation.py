@@ -59,6 +59,7 @@ def generate_pieces(decoder: Decoder, requests: Sequence[Request], decode: Decod
                     decode_s=perf_counter() - prefilled,
                     times=replace(decoder.times),
                     cache_bytes=max(cache_bytes, decoder.cache_bytes),
+                    num_reused=0 if builder.row == requests[0].row else decoder.num_shared,
                 )
                 piece = replace(piece, result=result)
             yield piece

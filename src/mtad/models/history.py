@@ -68,12 +68,13 @@ class TokenHistory:
         for tensor in (self._all_tokens, self._all_lengths):
             tensor[[first, second]] = tensor[[second, first]]
 
-    def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
+    def prefill(self, token_ids: Tensor, lengths: Tensor, num_shared: int = 0) -> None:
         """Start with the prompts.
 
         Args:
             token_ids: Right-padded prompts, `[batch, tokens]` int64.
             lengths: Tokens of each prompt but its last, `[batch]` int64, as runners are given them.
+            num_shared: Nothing is saved by it here.
         """
         self.tokens[:, : token_ids.shape[1]] = token_ids
         self.lengths.copy_(lengths + 1)

@@ -23,8 +23,11 @@ class RowState(Protocol):
         """Make room; forgets what was there."""
         ...
 
-    def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
-        """Take the prompts, `[batch, tokens]` int64, of which `lengths` tokens are committed and one is pending."""
+    def prefill(self, token_ids: Tensor, lengths: Tensor, num_shared: int = 0) -> None:
+        """Take the prompts, `[batch, tokens]` int64, of which `lengths` tokens are committed and one is pending.
+
+        All prompts begin with the same `num_shared` tokens.
+        """
         ...
 
     def use_rows(self, first_row: int, num_rows: int, longest: int) -> None:

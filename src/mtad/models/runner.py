@@ -132,18 +132,35 @@ class ModelRunner(ABC):
         lengths = self.use.all_lengths
         lengths[[first, second]] = lengths[[second, first]]
 
-    def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
+    def prefill(self, token_ids: Tensor, lengths: Tensor, num_shared: int = 0) -> None:
         """Cache the first `lengths` tokens of every row, in chunks; the rows hold none yet.
 
         Args:
             token_ids: Right-padded prompts, `[batch, tokens]` int64.
             lengths: Tokens to cache per row, `[batch]` int64; may be 0.
+            num_shared: Leading tokens that all rows have in common, at most the least of `lengths`; they are computed
+                once.
         """
         longest = int(lengths.max())
-        for start in range(0, longest, PREFILL_CHUNK):
+        if num_shared:
+            self._prefill_shared(token_ids, lengths, num_shared)
+        self._prefill_from(num_shared, token_ids, lengths, longest)
+        self.use.longest = longest
+
+    def _prefill_shared(self, token_ids: Tensor, lengths: Tensor, num_shared: int) -> None:
+        """Compute the first tokens in the first row and copy their keys to the others."""
+        num_rows = len(token_ids)
+        self.use_rows(0, 1, 0)
+        self._prefill_from(0, token_ids[:1], lengths[:1].clamp(max=num_shared), num_shared)
+        self.use_rows(0, num_rows, num_shared)
+        for row in range(1, num_rows):
+            self.copy_row(0, row, num_shared)
+        self.lengths.fill_(num_shared)
+
+    def _prefill_from(self, first: int, token_ids: Tensor, lengths: Tensor, longest: int) -> None:
+        for start in range(first, longest, PREFILL_CHUNK):
             end = min(start + PREFILL_CHUNK, longest)
             self.prefill_chunk(token_ids[:, start:end], (lengths - start).clamp(0, end - start), end)
-        self.use.longest = longest
 
     def prefill_chunk(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
         """Cache some more tokens of every row.

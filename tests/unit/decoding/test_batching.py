@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tests.table_models import ALL_METHODS, Run, random_table
 
+from mtad.decoding.decoder import shared_beginning
 from mtad.structures import GenerationResult, RowSettings
 
 VOCAB = 5
@@ -137,3 +138,25 @@ def test_ended_rows_never_run_out_of_their_cache(method: str, gamma: int) -> Non
     settings = [RowSettings(seed=seed, threshold=1e-9) for seed in range(3)]
     results = run.generate([[1] * 20, [2], [3]], settings, [1, 40, 40])
     assert [len(result.token_ids) for result in results] == [1, 40, 40]
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_a_shared_beginning_is_read_once_and_changes_nothing(method: str) -> None:
+    shared = [int(token) for token in np.random.default_rng(3).integers(VOCAB, size=20)]
+    prompts = [[*shared, 1, 2, 3], [*shared, 4], [*shared, 0, 2]]
+    settings = [RowSettings(seed=seed) for seed in range(3)]
+    run = Run(random_table(1, VOCAB, 3), random_table(2, VOCAB, 3), {"method": method, **SHAPES[method]})
+    together = run.generate(prompts, settings, [12] * 3)
+    assert [result.stats.num_reused_prompt_tokens for result in together] == [0, 20, 20]
+    for row, result in enumerate(together):
+        (alone,) = run.generate([prompts[row]], [settings[row]], [12])
+        check_same(alone, result)
+        assert alone.stats.num_reused_prompt_tokens == 0
+
+
+def test_what_counts_as_shared() -> None:
+    text = list(range(30))
+    assert shared_beginning([text, text]) == 29, "the last token stays pending"
+    assert shared_beginning([text, text[:20], [*text[:18], 7, 7]]) == 18
+    assert shared_beginning([text, [*text[:15], 9]]) == 0, "too little to be worth a call"
+    assert shared_beginning([text]) == 0
