@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ is checked on the other half."""
 EXAMPLES = """examples:
   mtad calibrate --data ./data --tasks wikitext --limit 40 --budget "perplexity<=sampling"
   mtad calibrate --data ./data --tasks gsm8k --budget "score within 1%" --profile-out fast.toml
+  mtad calibrate --data ./data --tasks wikitext --drafts ./nano ./small ./base
   mtad generate --profile profile.toml "Explain why the sky is blue."
 
 Budgets: "perplexity<=sampling", "score within N%", "lossless", "max speed".
@@ -49,6 +51,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--profile-out", type=Path, default=Path("profile.toml"), metavar="FILE", help="where the profile goes"
     )
+    parser.add_argument(
+        "--drafts", nargs="+", metavar="MODEL", default=[], help="choose among these drafts as well (default: --draft)"
+    )
     add_settings(parser, EvaluationOptions, "evaluation")
     add_common(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -65,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     evaluation = read_evaluation(options)
 
     from mtad.evaluation.budgets import parse_budget
-    from mtad.evaluation.calibration import calibrate
+    from mtad.evaluation.calibration import Search, calibrate
     from mtad.evaluation.plan import EvaluationPlan, load_tasks
 
     budget = parse_budget(options.budget)
@@ -78,10 +83,24 @@ def run(options: argparse.Namespace) -> int:
         system=options.system,
         max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
     )
-    engine = load_engine(models, GenerationOptions(), color=options.color)
-    choice = calibrate(engine, plan, generation, budget, options.out, lambda text: print(text, file=sys.stderr))
-    _write(options, engine, choice, budget, {group.task.name: len(group.items) for group in plan.tasks})
-    print(f"{choice.contender.label} -> {options.profile_out}")
+
+    @lru_cache(maxsize=1)
+    def load(draft: str | None) -> "Engine":
+        named = models if draft is None else replace(models, draft=draft)
+        return load_engine(named, GenerationOptions(), color=options.color)
+
+    search = Search(
+        load=load,
+        drafts=list(dict.fromkeys(options.drafts)) or [None],
+        plan=plan,
+        base=generation,
+        budget=budget,
+        folder=options.out,
+        note=lambda text: print(text, file=sys.stderr),
+    )
+    choice = calibrate(search)
+    _write(options, choice, budget, {group.task.name: len(group.items) for group in plan.tasks})
+    print(f"{choice.entrant.label} -> {options.profile_out}")
     print(format_table(HEADINGS, _lines(choice)))
     return 0
 
@@ -108,18 +127,18 @@ def _shown(estimate: dict[str, float] | None, spec: str) -> str:
     return f"{estimate['value']:{spec}} [{estimate['low']:{spec}}, {estimate['high']:{spec}}]"
 
 
-def _write(
-    options: argparse.Namespace, engine: "Engine", choice: "Choice", budget: "Budget", tasks: dict[str, int]
-) -> None:
+def _write(options: argparse.Namespace, choice: "Choice", budget: "Budget", tasks: dict[str, int]) -> None:
     from mtad.results.files import write_json
     from mtad.results.profile import write_profile
     from mtad.results.provenance import describe_run
 
     run_facts = describe_run()
-    chosen, plain = choice.contender.options, GenerationOptions()
+    chosen, plain = choice.entrant.contender.options, GenerationOptions()
     names = ("method", "drafter", "verifier", "gamma", "beam_width", "threshold")
     settings = {name: getattr(chosen, name) for name in names}
     others = {name: value for name, value in asdict(chosen).items() if name not in settings}
+    if choice.entrant.draft is not None:
+        settings["draft"] = choice.entrant.draft
     settings |= {name: value for name, value in others.items() if value != getattr(plain, name) and name != "seed"}
     measured = {
         "budget": budget.text,
@@ -127,11 +146,11 @@ def _write(
         "holds_on_unseen": choice.unseen_verdict.holds,
         "is_confirmed_on_unseen": choice.unseen_verdict.is_confirmed,
         "items": [f"{name}: {count}" for name, count in tasks.items()],
-        "target": engine.models.options.target,
-        "draft": engine.models.options.draft,
-        "adapter": engine.models.options.adapter,
+        "target": choice.models["target"],
+        "draft": choice.models["draft"],
+        "adapter": choice.models["adapter"],
         "batch_size": options.batch_size,
-        "dtype": engine.models.options.dtype,
+        "dtype": choice.models["dtype"],
         "processor": run_facts["machine"]["processor"],
         "command": run_facts["command"],
         "commit": run_facts["commit"],

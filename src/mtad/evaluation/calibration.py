@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mtad.api import Engine, PromptFormat
-from mtad.api.contenders import Contender, parse_contenders
+from mtad.api.contenders import parse_contenders
 from mtad.api.rejudging import judge_again
 from mtad.config import GenerationOptions
 from mtad.errors import ConfigError
 from mtad.evaluation.budgets import Budget, Verdict, judge
 from mtad.evaluation.plan import Entrant, EvaluationPlan, TaskItems
-from mtad.evaluation.running import run_evaluation
+from mtad.evaluation.running import LoadEngine, run_evaluation
 from mtad.results.comparison import BASELINE
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -42,11 +42,13 @@ class Guess:
 
     Attributes:
         word: The contender as it is spelled.
+        draft: Its draft; None means the usual one.
         tokens_per_s: Predicted: the judged tokens per call by the recorded seconds per call.
         perplexity: Judged.
     """
 
     word: str
+    draft: str | None
     tokens_per_s: float
     perplexity: float
 
@@ -56,63 +58,71 @@ class Choice:
     """What a calibration has found.
 
     Attributes:
-        contender: The fastest that keeps to the budget.
+        entrant: The fastest that keeps to the budget.
         verdict: On the items that it was chosen by.
         rows: Its rows there.
         unseen: Its rows on the items that nothing was chosen by.
         unseen_verdict: The same verdict there.
         guesses: What the traces said.
+        models: The models of the runs, as records have them.
     """
 
-    contender: Contender
+    entrant: Entrant
     verdict: Verdict
     rows: list[dict[str, Any]]
     unseen: list[dict[str, Any]]
     unseen_verdict: Verdict
     guesses: list[Guess]
+    models: dict[str, Any]
 
 
-def calibrate(
-    engine: Engine, plan: EvaluationPlan, base: GenerationOptions, budget: Budget, folder: Path, note: Note
-) -> Choice:
-    """Choose settings on every other item and check them on the rest.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What is searched.
 
-    Traces of a few items are judged at all thresholds first; only the most promising settings are run on all items.
-
-    Args:
-        engine: The models.
+    Attributes:
+        load: Gives the engine of a draft.
+        drafts: The drafts to choose from; None means the usual one.
         plan: Tasks with their items, seeds and batch size; its entrants do not matter.
         base: Settings that all candidates share.
         budget: What must hold.
         folder: Gets the runs, in `chosen_on` and `checked_on`.
         note: Called as things get done.
+    """
+
+    load: LoadEngine
+    drafts: Sequence[str | None]
+    plan: EvaluationPlan
+    base: GenerationOptions
+    budget: Budget
+    folder: Path
+    note: Note
+
+
+def calibrate(search: Search) -> Choice:
+    """Choose settings on every other item and check them on the rest.
+
+    Traces of a few items are judged at all thresholds first; only the most promising settings are run on all items.
 
     Raises:
         ConfigError: Too few items, or a budget that the tasks say nothing about.
     """
-    if min(len(group.items) for group in plan.tasks) < 4:
+    if min(len(group.items) for group in search.plan.tasks) < 4:
         raise ConfigError("calibration needs at least 4 items of each task, half of them to check on; raise --limit")
-    seen, unseen = (_part(plan, first) for first in (0, 1))
-    guesses = (
-        []
-        if budget.kind == "lossless"
-        else [guess for word in SHAPES for guess in _guess(engine, seen, base, word, note)]
-    )
-    words = [
-        *_finalists(guesses, budget, _sampling(engine, seen, base, note)),
-        *(LOSSLESS if budget.kind == "lossless" else LOSSLESS[1:2]),
-    ]
-    contenders = parse_contenders([BASELINE, *words], base)
-    record = _run(engine, seen, contenders, folder / "chosen_on", note)
-    chosen, verdict = _choose(contenders, record["rows"], budget)
-    checked = _run(engine, unseen, list(dict.fromkeys([contenders[0], chosen])), folder / "checked_on", note)["rows"]
+    seen, unseen = (_part(search.plan, first) for first in (0, 1))
+    guesses = _guesses(search, seen)
+    entrants = _entrants(search, guesses)
+    record = _run(search, seen, entrants, "chosen_on")
+    chosen, verdict = _choose(entrants, record["rows"], search.budget)
+    checked = _run(search, unseen, list(dict.fromkeys([entrants[0], chosen])), "checked_on")
     return Choice(
-        contender=chosen,
+        entrant=chosen,
         verdict=verdict,
         rows=_rows_of(chosen.label, record["rows"]),
-        unseen=_rows_of(chosen.label, checked),
-        unseen_verdict=_verdict(chosen, checked, budget),
+        unseen=_rows_of(chosen.label, checked["rows"]),
+        unseen_verdict=_verdict(chosen, checked["rows"], search.budget),
         guesses=guesses,
+        models=record["models"] | {"draft": chosen.draft or record["models"]["draft"]},
     )
 
 
@@ -121,8 +131,25 @@ def _part(plan: EvaluationPlan, first: int) -> EvaluationPlan:
     return replace(plan, tasks=groups)
 
 
-def _guess(engine: Engine, plan: EvaluationPlan, base: GenerationOptions, word: str, note: Note) -> list[Guess]:
-    """Decode a few items once with a trace, and judge it at every threshold."""
+def _guesses(search: Search, plan: EvaluationPlan) -> list[Guess]:
+    """What a few traced items say of every shape, draft and threshold; without those that a budget rules out."""
+    if search.budget.kind == "lossless":
+        return []
+    found, limit = [], float("inf")
+    for draft in search.drafts:
+        engine = search.load(draft)
+        if search.budget.kind == "perplexity" and limit == float("inf"):
+            limit = _ALLOWANCE * _sampling(engine, plan, search.base, search.note)
+        for word in SHAPES:
+            found += _guess(engine, plan, search.base, (word, draft), search.note)
+    return [guess for guess in found if guess.perplexity <= limit] or found
+
+
+def _guess(
+    engine: Engine, plan: EvaluationPlan, base: GenerationOptions, shape: tuple[str, str | None], note: Note
+) -> list[Guess]:
+    """Decode a few items once with a trace, and judge it at every threshold; `shape` is a contender and its draft."""
+    word, draft = shape
     (contender,) = parse_contenders([word], base)
     seconds, calls, found = 0.0, 0, []
     with tempfile.TemporaryDirectory(prefix="mtad-") as name:
@@ -138,11 +165,12 @@ def _guess(engine: Engine, plan: EvaluationPlan, base: GenerationOptions, word: 
         found.append(
             Guess(
                 word=f"{word},threshold={threshold:g}",
+                draft=draft,
                 tokens_per_s=sum(item.tokens_per_call for item in per_task) / len(per_task) * calls / seconds,
                 perplexity=max(item.perplexity for item in per_task),
             )
         )
-    note(f"judged {word}")
+    note(f"judged {word}" + ("" if draft is None else f" with {Path(draft).name}"))
     return found
 
 
@@ -164,34 +192,49 @@ def _decode(engine: Engine, group: TaskItems, options: GenerationOptions, trace:
     return engine.generate(prompts, changed, style=PromptFormat(is_chat=items[0].is_chat), batch_size=1, trace=trace)
 
 
-def _finalists(guesses: Sequence[Guess], budget: Budget, limit: float) -> list[str]:
-    """The fastest by their traces, each of another shape where there are several; on a budget, only likely ones."""
-    kept = [guess for guess in guesses if budget.kind != "perplexity" or guess.perplexity <= _ALLOWANCE * limit]
-    ranked = sorted(kept or guesses, key=lambda guess: -guess.tokens_per_s)
-    words = [guess.word for guess in ranked[:_NUM_FINALISTS]]
-    strict = sorted(guesses, key=lambda guess: guess.perplexity)
-    return list(dict.fromkeys([*words, *(guess.word for guess in strict[:1])])) if budget.kind != "speed" else words
+def _entrants(search: Search, guesses: Sequence[Guess]) -> list[Entrant]:
+    """Sampling, the most promising settings and a lossless rule; under a lossless budget every such rule."""
+    lossless = LOSSLESS if search.budget.kind == "lossless" else LOSSLESS[1:2]
+    names = [
+        (BASELINE, search.drafts[0]),
+        *_finalists(guesses, search.budget),
+        *((word, draft) for draft in search.drafts for word in lossless),
+    ]
+    contenders = {item.label: item for item in parse_contenders([word for word, _ in names], search.base)}
+    several = len(search.drafts) > 1
+    return [
+        Entrant(
+            label=f"{word} ({Path(draft).name})" if several and draft and word != BASELINE else word,
+            contender=contenders[word],
+            draft=draft,
+        )
+        for word, draft in names
+    ]
 
 
-def _run(
-    engine: Engine, plan: EvaluationPlan, contenders: Sequence[Contender], folder: Path, note: Note
-) -> dict[str, Any]:
-    entrants = [Entrant(label=item.label, contender=item) for item in contenders]
-    return run_evaluation(lambda draft: engine, replace(plan, entrants=entrants), folder, note)
+def _finalists(guesses: Sequence[Guess], budget: Budget) -> list[tuple[str, str | None]]:
+    """The fastest by their traces with their drafts; where there is a limit, the likeliest of all as well."""
+    ranked = sorted(guesses, key=lambda guess: -guess.tokens_per_s)[:_NUM_FINALISTS]
+    likeliest = sorted(guesses, key=lambda guess: guess.perplexity)[: 0 if budget.kind == "speed" else 1]
+    return list(dict.fromkeys((guess.word, guess.draft) for guess in (*ranked, *likeliest)))
 
 
-def _choose(contenders: Sequence[Contender], rows: list[dict[str, Any]], budget: Budget) -> tuple[Contender, Verdict]:
+def _run(search: Search, plan: EvaluationPlan, entrants: Sequence[Entrant], name: str) -> dict[str, Any]:
+    return run_evaluation(search.load, replace(plan, entrants=entrants), search.folder / name, search.note)
+
+
+def _choose(entrants: Sequence[Entrant], rows: list[dict[str, Any]], budget: Budget) -> tuple[Entrant, Verdict]:
     """The fastest whose whole interval keeps to the budget, else the fastest whose mean does."""
-    judged = [(item, _verdict(item, rows, budget)) for item in contenders]
+    judged = [(item, _verdict(item, rows, budget)) for item in entrants]
     confirmed = [pair for pair in judged if pair[1].is_confirmed] or [pair for pair in judged if pair[1].holds]
     if not confirmed:
         raise ConfigError(f"no candidate keeps to the budget {budget.text!r}; allow more, or name other tasks")
     return max(confirmed, key=lambda pair: _speed(pair[0].label, rows))
 
 
-def _verdict(contender: Contender, rows: list[dict[str, Any]], budget: Budget) -> Verdict:
-    own, baseline = _rows_of(contender.label, rows), _rows_of(BASELINE, rows)
-    return judge(budget, own, baseline, is_lossless=bool(contender.is_lossless))
+def _verdict(entrant: Entrant, rows: list[dict[str, Any]], budget: Budget) -> Verdict:
+    own, baseline = _rows_of(entrant.label, rows), _rows_of(BASELINE, rows)
+    return judge(budget, own, baseline, is_lossless=bool(entrant.contender.is_lossless))
 
 
 def _speed(label: str, rows: list[dict[str, Any]]) -> float:

@@ -49,6 +49,22 @@ def test_a_profile_is_written_and_used(command: RunCommand, data: Path, tmp_path
     assert json.loads(flagged.out)["config"]["gamma"] == 5
 
 
+def test_the_draft_is_chosen_too(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "fast.toml"
+    words = ("--tasks", "wikitext", "--max-new-tokens", "6", "--budget", "max speed", "--profile-out", str(profile))
+    outcome = command(
+        "calibrate", "--data", str(data), *words, "--out", str(tmp_path / "run"), "--drafts", "./nano", "./base"
+    )
+    assert outcome.status == 0, outcome.err
+    guesses = json.loads((tmp_path / "run/calibration.json").read_text())["guesses"]
+    assert {guess["draft"] for guess in guesses} == {"./nano", "./base"}
+    found = tomllib.loads(profile.read_text())
+    labels = {row["contender"] for row in json.loads((tmp_path / "run/chosen_on/run.json").read_text())["rows"]}
+    assert {"autoregressive", "speculative:gamma=3 (nano)", "speculative:gamma=3 (base)"} <= labels
+    assert found["settings"]["draft"] in ("./nano", "./base")
+    assert found["measured"]["draft"] == found["settings"]["draft"]
+
+
 def test_a_score_budget_needs_scores(command: RunCommand, data: Path, tmp_path: Path) -> None:
     words = (
         "--tasks",
