@@ -46,6 +46,12 @@ class ModelOptions:
     dtype: str = setting(
         str, "auto", "weights and cache", choices=("auto", "bfloat16", "float16", "float32", "float64")
     )
+    quantization: Literal["none", "int8"] = setting(
+        str,
+        "none",
+        "weights of the linear layers: as dtype says, or 8-bit on the CPU, a little less exact",
+        choices=("none", "int8"),
+    )
     device_map: str | None = setting(str, None, "spread the target over devices as accelerate does, e.g. auto")
     revision: str | None = setting(str, None, "hub revision of the target")
     match_vocabularies: Literal["exact", "intersection"] = setting(

@@ -71,6 +71,7 @@ class SlotCache(Cache):
     Attributes:
         total_rows: Rows that there are.
         num_rows: Rows in use: what a model's call reads and writes.
+        first_row: The first of them.
     """
 
     def __init__(self, num_layers: int, batch_size: int, num_slots: int) -> None:
@@ -78,19 +79,19 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.slot_layers))
         self.total_rows = self.num_rows = batch_size
         self.num_slots = num_slots
-        self._first_row = 0
+        self.first_row = 0
         self.num_readable = 0
         self._slots: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def use_rows(self, first_row: int, num_rows: int) -> None:
         """Let calls concern these neighbouring rows alone."""
-        self._first_row, self.num_rows = first_row, num_rows
+        self.first_row, self.num_rows = first_row, num_rows
 
     def in_use(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The rows in use of tensors that lead with all rows; views."""
         if self.num_rows == self.total_rows:
             return tensors
-        return tuple(tensor[self._first_row : self._first_row + self.num_rows] for tensor in tensors)
+        return tuple(tensor[self.first_row : self.first_row + self.num_rows] for tensor in tensors)
 
     def aim(self, slots: Tensor, num_readable: int) -> None:
         """Set where the next update writes, `[batch, queries]` int64, and how many leading slots it returns."""
@@ -122,7 +123,7 @@ class SlotCache(Cache):
                 layer.keys = keys.index_select(0, rows.to(keys.device))
                 layer.values = values.index_select(0, rows.to(values.device))
         self.total_rows = self.num_rows = len(rows)
-        self._first_row = 0
+        self.first_row = 0
 
     @torch.inference_mode()
     def copy_row(self, source: int, target: int, num_slots: int) -> None:

@@ -11,6 +11,7 @@ from mtad.errors import ConfigError
 from mtad.models.adapters import merge_adapter, resolve_adapter
 from mtad.models.architecture import TESTED_MODEL_TYPES
 from mtad.models.checkpoints import load_causal_model, read_model_config
+from mtad.models.int8_linear import quantise_linears
 from mtad.models.intersection import VocabularyMap
 from mtad.models.matching import match_draft
 from mtad.models.packed_linear import pack_linears
@@ -83,6 +84,7 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
     check_device_map(options.device_map)
     _check_shapes(options)
     device = choose_device(options.device)
+    _check_quantization(options, device)
     target_source = resolve_model(options.target, "target")
     config = read_model_config(target_source, "target", options.revision)
     dtype = choose_dtype(options.dtype, config.get_text_config(decoder=True).dtype or config.dtype, device)
@@ -94,11 +96,11 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
     vocab_size = _shared_size(tokenizer, config, draft_config if vocabulary is None else None, draft_source)
     target = _load_target(options, target_source, config, dtype, device)
     defaults = sampling_defaults(target, tokenizer)
-    target_runner = _serve(target, vocab_size)
+    target_runner = _serve(options, target, vocab_size)
     draft_runner: ModelRunner | None = None
     if draft_source is not None:
         draft = _load_draft(options, draft_source, draft_config, dtype, target_runner.device)
-        draft_runner = _serve_draft(draft, vocab_size, vocabulary)
+        draft_runner = _serve_draft(options, draft, vocab_size, vocabulary)
     resolved = replace(
         options,
         device=str(target_runner.device),
@@ -176,6 +178,21 @@ def _check_shapes(options: ModelOptions) -> None:
         )
 
 
+def _check_quantization(options: ModelOptions, device: torch.device) -> None:
+    if options.quantization == "none":
+        return
+    if device.type != "cpu":
+        raise ConfigError(
+            f"8-bit weights are for the CPU, got quantization {options.quantization} on {device}; "
+            "use --device cpu, or leave --quantization out"
+        )
+    if options.device_map is not None:
+        raise ConfigError(
+            f"8-bit weights lie on the CPU alone, got device_map {options.device_map}; leave --device-map or "
+            "--quantization out"
+        )
+
+
 def _draft_name(options: ModelOptions) -> str | None:
     """The named draft, else the pair's own under the pair's name."""
     if options.draft is not None:
@@ -238,14 +255,18 @@ def _sized(model: Any, shape: str | None) -> Any:
     return model if shape is None else enlarge(model, find_shape(shape), shape)
 
 
-def _serve_draft(model: Any, vocab_size: int, vocabulary: VocabularyMap | None) -> ModelRunner:
+def _serve_draft(
+    options: ModelOptions, model: Any, vocab_size: int, vocabulary: VocabularyMap | None
+) -> ModelRunner:
     if vocabulary is None:
-        return _serve(model, vocab_size)
-    return TranslatedRunner(_serve(model, None), vocabulary)
+        return _serve(options, model, vocab_size)
+    return TranslatedRunner(_serve(options, model, None), vocabulary)
 
 
-def _serve(model: Any, vocab_size: int | None) -> TransformersRunner:
+def _serve(options: ModelOptions, model: Any, vocab_size: int | None) -> TransformersRunner:
     """A runner with tree attention and packed weights, probed once unless the tests cover its type."""
+    if options.quantization == "int8":
+        quantise_linears(model)
     pack_linears(model)
     runner = TransformersRunner(model, vocab_size=vocab_size)
     if model.config.model_type not in TESTED_MODEL_TYPES:

@@ -14,6 +14,7 @@ from mtad.models.attention import ATTENTION_NAME, BATCH_ARGUMENT
 from mtad.models.cache import SlotCache
 from mtad.models.early_exit import first_layers
 from mtad.models.forward import ForwardBatch
+from mtad.models.fused_decoder import FusedDecoder, can_fuse
 from mtad.models.graphs import places_of
 from mtad.models.runner import ModelRunner
 
@@ -44,6 +45,7 @@ class TransformersRunner(ModelRunner):
         if "position_ids" not in parameters:
             raise unsupported(type(model), model.config, "its forward call takes no positions")
         self.cache: SlotCache | None = None
+        self._fused = FusedDecoder(model, self.vocab_size) if can_fuse(model) else None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -89,6 +91,8 @@ class TransformersRunner(ModelRunner):
         positions = batch.positions
         if self.max_positions is not None:
             positions = positions.clamp(max=self.max_positions - 1)
+        if self._fused is not None:
+            return self._fused.forward(batch, positions, self._allocated)
         arguments: dict[str, Any] = {BATCH_ARGUMENT: batch}
         if self._keeps_logits:
             arguments["logits_to_keep"] = _trailing(batch)
