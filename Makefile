@@ -24,7 +24,7 @@ demo: $(STAMP)  ## Generate a short answer with the default pair
 
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP)  ## Run every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)  ## Check format, lint, types and the walls between the rooms
 	$(BIN)/ruff format --check

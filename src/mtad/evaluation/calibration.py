@@ -22,6 +22,7 @@ SHAPES = (
     "mmtad:gamma=2,beam_width=3",
     "mmtad:gamma=3,beam_width=3",
     "mmtad:gamma=4,beam_width=4",
+    "joint_expected@beam_tree:gamma=3,beam_width=3",
 )
 LOSSLESS = (
     "speculative:gamma=2",

@@ -38,7 +38,7 @@ def test_a_profile_is_written_and_used(command: RunCommand, data: Path, tmp_path
     is_joint = found["settings"]["method"] in ("mmtad", "mtad") and "verifier" not in found["settings"]
     assert not (budget == "lossless" and is_joint)
     guesses = json.loads((tmp_path / "run/calibration.json").read_text())["guesses"]
-    assert len(guesses) == (0 if budget == "lossless" else 32)
+    assert len(guesses) == (0 if budget == "lossless" else 40)
     answer = command("generate", "--profile", str(profile), "--max-new-tokens", "4", "--json", "--raw", "once")
     assert answer.status == 0, answer.err
     config = json.loads(answer.out)["config"]
