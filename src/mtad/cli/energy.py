@@ -29,8 +29,8 @@ EXAMPLES = """examples:
 
 A contender is a rule, a rule with a drafter, or a method, as in mtad compare.
 
-J/token       joules of the whole window by tokens, the median (95% interval): prompts,
-              waiting and the machine at rest included
+J/token       joules of the whole window by tokens, the median (95% interval where there is
+              more than one window): prompts, waiting and the machine at rest included
 net           the same without what the machine takes at rest
 saving        speculative's J/token by this one's on the same requests
 draft, verify joules or milliseconds of an iteration's two halves, each measured alone
@@ -268,7 +268,7 @@ def _cells(row: "EnergySummary", *, has_joules: bool) -> list[str]:
     return [
         row.label,
         "not measured" if token is None else f"{token.value:.4f}",
-        "" if token is None else f"({token.low:.4f} to {token.high:.4f})",
+        "" if token is None or row.num_windows == 1 else f"({token.low:.4f} to {token.high:.4f})",
         _number(None if net is None else net.value, ".4f"),
         _number(row.joules_per_answer, ".2f"),
         "" if saving is None else f"{saving.value:.2f}x",

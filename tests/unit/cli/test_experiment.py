@@ -61,7 +61,9 @@ def test_approximation_is_against_the_exact_optimum(command: RunCommand, data: P
     assert "share of optimum" in outcome.out
     assert all(shares[name]["smallest_ratio"] > 0.5 for name in ("mtad", "mmtad")), "the rule's own promise"
     assert shares["autoregressive"]["smallest_ratio"] is None
-    assert [line.split()[-1] for line in outcome.out.splitlines() if line.split()[0] in ("mtad", "mmtad")] == ["0.5"] * 2
+    assert [line.split()[-1] for line in outcome.out.splitlines() if line.split()[0] in ("mtad", "mmtad")] == [
+        "0.5"
+    ] * 2
 
 
 def test_auxiliary_size_needs_drafts(command: RunCommand, data: Path, tmp_path: Path) -> None:
