@@ -58,3 +58,7 @@ class JudgeError(MtadError):
 
 class DistillError(MtadError):
     """A draft cannot be trained, or a run cannot be gone on with."""
+
+
+class EnergyError(MtadError):
+    """An energy counter cannot be opened or read."""

@@ -163,7 +163,7 @@ class Engine:
             max_rows=max_rows, max_tokens=max_tokens, prefill_chunk=prefill_chunk, max_waiting=max_waiting
         )
         held = ExitStack()
-        held.enter_context(self._exclusive())
+        held.enter_context(self.exclusive())
         with ExitStack() as on_error:
             on_error.push(held)
             session = BatchSession(
@@ -227,7 +227,7 @@ class Engine:
         Raises:
             CapacityError: A text does not fit the model or the memory.
         """
-        with self._exclusive(), memory_errors():
+        with self.exclusive(), memory_errors():
             batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
             return [scores for batch in batches for scores in score_sequences(self.models.target, batch)]
 
@@ -255,11 +255,11 @@ class Engine:
         facts = RunFacts(method=options.method, config=config, gamma=decoder.gamma)
 
         def rolling() -> Generator[Piece, None, None]:
-            with self._exclusive(), memory_errors():
+            with self.exclusive(), memory_errors():
                 yield from roll_requests(self._rolling_batch(requests, batch_size), requests, options, config)
 
         def pieces() -> Generator[Piece, None, None]:
-            with self._exclusive(), memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
+            with self.exclusive(), memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
                 for start in range(0, len(requests), batch_size):
                     batch = requests[start : start + batch_size]
                     if recorder is not None:
@@ -287,7 +287,8 @@ class Engine:
         return texts
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
+        """Hold the models alone; refuses where somebody decodes already."""
         if not self._lock.acquire(blocking=False):
             raise MtadError("the engine is already decoding; finish or close the other stream first")
         try:

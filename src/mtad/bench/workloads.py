@@ -65,10 +65,17 @@ def build_prompts(tokenizer: Any, workload: SpeedWorkload, repeat: int) -> list[
         repeat: Number of the repeat; each has other prompts while they last.
     """
     first = repeat * workload.batch_size
-    return [_build(tokenizer, workload.prompt_tokens, first + index) for index in range(workload.batch_size)]
+    return [build_prompt(tokenizer, workload.prompt_tokens, first + index) for index in range(workload.batch_size)]
 
 
-def _build(tokenizer: Any, prompt_tokens: int, number: int) -> list[int]:
+def build_prompt(tokenizer: Any, prompt_tokens: int, number: int) -> list[int]:
+    """Token ids of one prompt.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompt_tokens: Tokens that it has at least; 0 leaves the question as it is.
+        number: Another number gives another prompt, for some thousand numbers.
+    """
     turn, question = divmod(number, len(QUESTIONS))
     words = PASSAGE.split()
     # A later turn over the questions starts elsewhere in the passage, so that no prompt comes twice.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtad.cli.energy import add_meter_flag, measure_energy
 from mtad.cli.evaluate import add_contender_flags, build_plan, execute, show
 from mtad.cli.generate import load_engine
 from mtad.cli.parser import add_common, add_settings, read_settings
@@ -24,6 +25,7 @@ EXAMPLES = """experiments:
   auxiliary-size  drafts of several sizes (--drafts), depths, widths; early exit
   approximation   blocks against the exact optimum: the share of its likelihood
   overhead        time and memory as context and batch grow
+  energy          joules per token under patterns of requests (needs no --data)
 
 examples:
   mtad experiment quality --data ./data --limit 40 --out runs/quality
@@ -31,11 +33,24 @@ examples:
   mtad experiment auxiliary-size --data ./data --drafts ./nano ./small ./base
   mtad experiment approximation --data ./data --limit 50
   mtad experiment overhead --data ./data --rules speculative mtad mmtad
+  mtad experiment energy --out runs/energy
 
-Those but overhead are evaluations: a killed one goes on, and `mtad report` reads
-their folders. See `mtad evaluate --help` for the columns.
+Those but overhead and energy are evaluations. A killed one goes on, and so does
+energy; `mtad report` reads their folders. See `mtad evaluate --help` and
+`mtad energy --help` for the columns.
 """
 OVERHEAD = "overhead"
+ENERGY = "energy"
+ENERGY_QUESTION = "joules per token under patterns of requests, every method against speculative sampling"
+ENERGY_RULES = ("autoregressive", "speculative", "mtad", "mmtad")
+ENERGY_GRID: dict[str, Any] = {
+    "patterns": ["steady", "bursty", "idle"],
+    "batch_sizes": [1, 8, 32],
+    "prompt_tokens": [0, 512],
+    "new_tokens": [32, 128],
+    "repeats": 3,
+    "window": 5.0,
+}
 JOINT = ("mtad", "mmtad")
 SHARE_HEADINGS = (
     *("block of", "blocks", "share of optimum", "geometric", "smallest", "optimal"),
@@ -69,6 +84,7 @@ def add_command(commands: Any) -> None:
     add_contender_flags(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: the experiment's name)")
     parser.add_argument("--json", action="store_true", help="the record as one JSON document on stdout")
+    add_meter_flag(parser)
     add_settings(parser, EvaluationOptions, "evaluation")
     add_common(parser)
     parser.set_defaults(run=run, parser=parser, rules=None)
@@ -78,12 +94,15 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     from mtad.evaluation.presets import PRESETS
 
-    if options.name not in (*PRESETS, OVERHEAD):
-        raise ConfigError(f"unknown experiment {options.name!r}; known are {', '.join((*PRESETS, OVERHEAD))}")
-    if options.data is None:
+    known = (*PRESETS, OVERHEAD, ENERGY)
+    if options.name not in known:
+        raise ConfigError(f"unknown experiment {options.name!r}; known are {', '.join(known)}")
+    if options.data is None and options.name != ENERGY:
         raise ConfigError("experiment needs --data DIR, the folder of the data sets")
     options.out = options.out or Path(options.name)
     models, generation = read_settings(options)
+    if options.name == ENERGY:
+        return _run_energy(options, models, generation)
     if options.name == OVERHEAD:
         return _run_overhead(options, models, generation)
     return _run_preset(PRESETS[options.name], options, models, generation)
@@ -178,6 +197,14 @@ def _run_overhead(options: argparse.Namespace, models: ModelOptions, generation:
 def _overhead_cells(row: dict[str, Any]) -> list[str]:
     times = [f"{row[name]:.1f}" for name in ("draft_ms", "verify_ms", "other_ms", "prefill_ms", "tokens_per_s")]
     return [row["contender"], str(row["context"]), str(row["batch_size"]), *times, f"{row['cache_bytes'] / 1e6:.1f}"]
+
+
+def _run_energy(options: argparse.Namespace, models: ModelOptions, generation: GenerationOptions) -> int:
+    """`mtad energy` over the experiment's own grid; --max-new-tokens goes over its lengths of answers."""
+    grid = ENERGY_GRID | ({"new_tokens": [options.max_new_tokens]} if "max_new_tokens" in options else {})
+    given = {name: value for name, value in vars(options).items() if name != "max_new_tokens"}
+    given |= grid | {"rules": options.rules or list(ENERGY_RULES), "record": options.out / "run.json"}
+    return measure_energy(argparse.Namespace(**given), models, generation, experiment=ENERGY, question=ENERGY_QUESTION)
 
 
 def _write(options: argparse.Namespace, record: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from mtad.cli import (
     compare,
     distill,
     doctor,
+    energy,
     evaluate,
     experiment,
     generate,
@@ -84,6 +85,7 @@ def build_parser() -> Parser:
     compare.add_command(commands)
     replay.add_command(commands)
     bench.add_command(commands)
+    energy.add_command(commands)
     evaluate.add_command(commands)
     distill.add_command(commands)
     experiment.add_command(commands)

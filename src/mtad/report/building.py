@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mtad.errors import ConfigError, DataError
-from mtad.report.figures import draw_acceptance, draw_pareto, draw_scores
+from mtad.report.figures import draw_acceptance, draw_energy, draw_pareto, draw_phases, draw_scores
 from mtad.report.loading import Record
 from mtad.report.page import (
+    describe_meter,
     not_measured,
     render_examples,
     render_figure,
@@ -17,9 +18,11 @@ from mtad.report.page import (
 )
 from mtad.report.tables import (
     DIFF_HEADINGS,
+    ENERGY_HEADINGS,
     HEADINGS,
     OVERHEAD_HEADINGS,
     diff_cells,
+    energy_cells,
     overhead_cells,
     task_cells,
     to_csv,
@@ -41,8 +44,12 @@ def build_report(records: Sequence[Record]) -> Files:
     for number, record in enumerate(records, start=1):
         parts.append(f"<h2>{record.name}</h2>{render_provenance(record)}")
         headings, rows = _table(record)
+        if record.kind == "energy":
+            parts.append(describe_meter(record))
         parts.append(render_table(headings, rows))
-        if record.kind != "overhead":
+        if record.kind == "energy":
+            parts += _workloads(record, f"figures/{number}-", files)
+        elif record.kind != "overhead":
             parts += _tasks(record, f"figures/{number}-", files)
         gaps = not_measured(record)
         parts.append("<h3>Not measured</h3><ul>" + "".join(f"<li>{gap}</li>" for gap in gaps) + "</ul>")
@@ -60,8 +67,9 @@ def build_difference(before: Record, after: Record) -> Files:
     Raises:
         ConfigError: They have no row in common, or no tasks at all.
     """
-    if "overhead" in (before.kind, after.kind):
-        raise ConfigError("--diff compares evaluations or comparisons, got an overhead record; leave it out")
+    for record in (before, after):
+        if record.kind in ("overhead", "energy"):
+            raise ConfigError(f"--diff compares evaluations or comparisons, got an {record.kind} record; leave it out")
     later = {(row["task"], row["contender"]): row for row in after.rows}
     rows = [
         diff_cells(row, later[row["task"], row["contender"]])
@@ -97,7 +105,27 @@ def write_files(folder: Path, files: Files) -> None:
 def _table(record: Record) -> tuple[Sequence[str], list[list[str]]]:
     if record.kind == "overhead":
         return OVERHEAD_HEADINGS, [overhead_cells(row) for row in record.rows]
+    if record.kind == "energy":
+        labels = [workload["label"] for workload in record.document["setup"]["workloads"]]
+        return ENERGY_HEADINGS, [energy_cells(row, labels[row["workload"]]) for row in record.rows]
     return HEADINGS, [task_cells(row) for row in record.rows]
+
+
+def _workloads(record: Record, prefix: str, files: Files) -> list[str]:
+    """The figures of every workload of an energy record; the figures go into `files` as well."""
+    parts = []
+    for number, workload in enumerate(record.document["setup"]["workloads"]):
+        rows = [row for row in record.rows if row["workload"] == number]
+        if not rows:
+            continue
+        parts.append(f"<h3>{workload['label']}</h3>")
+        drawings = {"energy": (draw_energy(rows), "energy, speed and perplexity, with 95% intervals over windows")}
+        if all(row["score_ms"] is not None for row in rows):
+            drawings["phases"] = draw_phases(rows), "drafting and verifying of an iteration, each measured alone"
+        for name, (svg, caption) in drawings.items():
+            files[f"{prefix}workload-{number + 1}-{name}.svg"] = svg
+            parts.append(render_figure(svg, f"{workload['label']}: {caption}"))
+    return parts
 
 
 def _tasks(record: Record, prefix: str, files: Files) -> list[str]:

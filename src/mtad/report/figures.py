@@ -68,6 +68,50 @@ def draw_acceptance(rows: Rows) -> str:
     return _svg(figure)
 
 
+def draw_energy(rows: Rows) -> str:
+    """Joules per token against speed and against perplexity; without joules, speed against perplexity."""
+    has_joules = all(row["joules_per_token"] is not None for row in rows)
+    figure, axes = _figure(8.4, 3.8, 2) if has_joules else _figure(6.4, 3.8, 1)
+    for place, row in enumerate(rows):
+        style = {
+            "fmt": _MARKERS[place // len(_COLOURS) % len(_MARKERS)],
+            "color": _COLOURS[place % len(_COLOURS)],
+            "label": row["label"],
+            "elinewidth": 0.8,
+        }
+        speed, perplexity = row["tokens_per_s"], row["perplexity"]
+        if not has_joules:
+            axes[0].errorbar([speed["value"]], [perplexity], xerr=_borders(speed), **style)
+            continue
+        joules = row["joules_per_token"]
+        axes[0].errorbar([speed["value"]], [joules["value"]], xerr=_borders(speed), yerr=_borders(joules), **style)
+        axes[1].errorbar([perplexity], [joules["value"]], yerr=_borders(joules), **style)
+    axes[0].set_xlabel("tokens per second of decoding")
+    axes[0].set_ylabel("joules per token" if has_joules else "perplexity (energy not measured)")
+    if has_joules:
+        axes[1].set_xlabel("perplexity")
+        for axis in axes:
+            axis.set_ylim(bottom=0)
+    _legend(axes[-1])
+    return _svg(figure)
+
+
+def draw_phases(rows: Rows) -> str:
+    """An iteration's drafting and scoring, each measured alone: joules where there are any, else milliseconds."""
+    unit = "joules" if all(row["score_joules"] is not None for row in rows) else "ms"
+    figure, axes = _axes(6.4, 0.9 + 0.32 * min(len(rows), _MOST_BARS))
+    shown = list(rows[:_MOST_BARS])[::-1]
+    for place, row in enumerate(shown):
+        draft, score = row[f"draft_{unit}"] or 0.0, row[f"score_{unit}"]
+        is_last = place == len(shown) - 1
+        axes.barh(place, draft, color=_COLOURS[1], height=0.6, label="draft" if is_last else None)
+        axes.barh(place, score, left=draft, color=_COLOURS[0], height=0.6, label="verify" if is_last else None)
+    axes.set_yticks(range(len(shown)), [row["label"] for row in shown])
+    axes.set_xlabel(f"{'joules' if unit == 'joules' else 'milliseconds'} an iteration")
+    _legend(axes)
+    return _svg(figure)
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Points that no other beats in both, larger first values and smaller second ones being better; sorted."""
     front: list[tuple[float, float]] = []
@@ -92,7 +136,13 @@ def _borders(estimate: dict[str, float]) -> list[list[float]]:
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes.
+    """A figure and its axes; see `_figure`."""
+    figure, axes = _figure(width, height, 1)
+    return figure, axes[0]
+
+
+def _figure(width: float, height: float, num_columns: int) -> tuple[Any, list[Any]]:
+    """A figure and axes side by side.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -102,17 +152,18 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         raise ConfigError(f"figures need {error.name}; install it with pip install 'mtad[report]'") from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.patch.set_alpha(0)
+    columns = list(figure.subplots(1, num_columns, squeeze=False)[0])
     figure.patch.set_alpha(0)
-    axes.tick_params(colors=_INK, labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(_INK)
-    return figure, axes
+    for axes in columns:
+        axes.patch.set_alpha(0)
+        axes.tick_params(colors=_INK, labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(_INK)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_color(_INK)
+    return figure, columns
 
 
 def _legend(axes: Any) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mtad.errors import ConfigError
-from mtad.results import comparison, evaluation
+from mtad.results import comparison, energy, evaluation
 from mtad.results.files import read_json
 from mtad.results.item_log import read_entries
 
-_SCHEMAS = {"evaluate": evaluation.SCHEMA, "compare": comparison.SCHEMA, "overhead": 1}
+_SCHEMAS = {"evaluate": evaluation.SCHEMA, "compare": comparison.SCHEMA, "overhead": 1, "energy": energy.SCHEMA}
 PROMPTS = "prompts"
 
 
@@ -20,7 +20,8 @@ class Record:
     Attributes:
         name: The folder's or file's name.
         document: The record as it was read.
-        rows: One for each task and contender, in the form of `results.evaluation.TaskSummary` as JSON.
+        rows: One for each task and contender, in the form of `results.evaluation.TaskSummary` as JSON; for energy, one
+            for each workload and contender in the form of `results.energy.EnergySummary`.
         entries: Answers, where they lie beside the record.
     """
 
@@ -31,7 +32,7 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """`evaluate`, `compare` or `overhead`."""
+        """`evaluate`, `compare`, `overhead` or `energy`."""
         return str(self.document["kind"])
 
 
@@ -64,6 +65,8 @@ def load_record(path: Path) -> Record:
 def _rows(document: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if document["kind"] == "compare":
         return [_plain_row(row) for row in comparison.summaries_to_json(comparison.summarize(document))]
+    if document["kind"] == "energy":
+        return energy.energy_to_json(energy.summarize_energy(document))
     if "rows" in document:
         rows: list[dict[str, Any]] = document["rows"]
         return rows

@@ -95,6 +95,8 @@ def render_examples(record: Record, task: str) -> str:
 
 def not_measured(record: Record) -> list[str]:
     """What a reader may look for and will not find, with the reason."""
+    if record.kind == "energy":
+        return _energy_gaps(record)
     gaps = ["Energy: not measured; this run had no meter."]
     unscored = list(dict.fromkeys(row["task"] for row in record.rows if "score" in row and row["score"] is None))
     if unscored:
@@ -104,6 +106,31 @@ def not_measured(record: Record) -> list[str]:
     if any(row.get("num_seeds") == 1 for row in record.rows):
         gaps.append("Diversity of rows with one seed.")
     return gaps
+
+
+def _energy_gaps(record: Record) -> list[str]:
+    meter, gaps = record.document["meter"], []
+    if not meter["scopes"]:
+        gaps.append(f"Energy: not measured: {meter['reason']}.")
+    else:
+        names = {"gpu": "GPU", "cpu_package": "CPU package", "dram": "DRAM"}
+        gaps += [f"Energy of {names[scope]}: not measured: {text}." for scope, text in meter["not_measured"].items()]
+        gaps += dict.fromkeys(f"Energy of {row['label']}: {row['reason']}." for row in record.rows if row["reason"])
+    gaps += [f"{label}: left out; {reason}." for label, reason in record.document["skipped"].items()]
+    return [html.escape(gap) for gap in gaps]
+
+
+def describe_meter(record: Record) -> str:
+    """What the joules of an energy record are joules of, as a paragraph."""
+    meter, idle = record.document["meter"], record.document["idle"]
+    if not meter["scopes"]:
+        return f"<p>Energy: not measured: {html.escape(meter['reason'])}.</p>"
+    source = "replayed from a recording, not measured in this run" if meter["is_recording"] else "by hardware counters"
+    text = f"Energy of {meter['scope']}, {source} ({meter['backend']})."
+    if idle and idle[-1]["joules"]:
+        watts = sum(idle[-1]["joules"].values()) / idle[-1]["seconds"]
+        text += f" At rest, with the models loaded, the same takes {watts:.1f} W; net figures are without that."
+    return f"<p>{html.escape(text)}</p>"
 
 
 def _coloured(entry: dict[str, Any]) -> str:

@@ -10,6 +10,10 @@ HEADINGS = (
     *("tokens/call", "tokens/answer", "cut", "tokens/s", "speed"),
 )
 OVERHEAD_HEADINGS = ("contender", "context", "batch", "draft ms", "verify ms", "other ms", "tokens/s", "cache MB")
+ENERGY_HEADINGS = (
+    *("workload", "contender", "J/token", "net J/token", "J/answer", "saving", "W", "draft J", "verify J"),
+    *("draft ms", "verify ms", "tokens/s", "speed", "latency s", "busy", "tokens/call", "perplexity"),
+)
 DIFF_HEADINGS = ("task", "contender", "score", "perplexity", "tokens/call", "speed against the baseline")
 
 
@@ -38,6 +42,32 @@ def overhead_cells(row: dict[str, Any]) -> list[str]:
     """One row of an overhead record."""
     times = [f"{row[name]:.1f}" for name in ("draft_ms", "verify_ms", "other_ms", "tokens_per_s")]
     return [row["contender"], str(row["context"]), str(row["batch_size"]), *times, f"{row['cache_bytes'] / 1e6:.1f}"]
+
+
+def energy_cells(row: dict[str, Any], workload: str) -> list[str]:
+    """One row of an energy record."""
+    has_interval = row["num_windows"] > 1
+
+    def value(estimate: dict[str, float] | None, spec: str) -> str:
+        return interval(estimate, spec) if has_interval or estimate is None else f"{estimate['value']:{spec}}"
+
+    return [
+        workload,
+        row["label"],
+        value(row["joules_per_token"], ".4f") or "not measured",
+        value(row["net_joules_per_token"], ".4f"),
+        _number(row["joules_per_answer"], ".2f"),
+        value(row["saving"], ".2f"),
+        _number(row["watts"], ".1f"),
+        *(_number(row[f"{phase}_joules"], ".4f") for phase in ("draft", "score")),
+        *(_number(row[f"{phase}_ms"], ".2f") for phase in ("draft", "score")),
+        value(row["tokens_per_s"], ".1f"),
+        value(row["speed_ratio"], ".2f"),
+        f"{row['latency_s']:.2f}",
+        f"{row['busy_share']:.0%}",
+        f"{row['tokens_per_call']:.2f}",
+        f"{row['perplexity']:.3f}",
+    ]
 
 
 def diff_cells(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -69,6 +99,10 @@ def to_csv(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([headings, *rows])
     return text.getvalue()
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "" if value is None else f"{value:{spec}}"
 
 
 def _pair(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
