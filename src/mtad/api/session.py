@@ -7,7 +7,7 @@ from mtad.api.memory import memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.config import GenerationOptions, SessionOptions
-from mtad.decoding import BatchRoom, RollingBatch, RollingShelf
+from mtad.decoding import BatchRoom, Request, RollingBatch, RollingShelf
 from mtad.decoding.text import Decode
 from mtad.errors import CapacityError, MtadError
 from mtad.models.loading import LoadedModels
@@ -88,16 +88,19 @@ class BatchSession:
                 f"{self._batch.num_waiting} requests wait already and max_waiting is {self.options.max_waiting}; "
                 "come back later"
             )
-        resolved = self._reader.resolve(options or GenerationOptions())
-        constraints = self._reader.constraints(resolved, logits_processor)
-        token_ids = encode_prompt(self._tokenizer, prompt, style or PromptFormat())
-        request = self._reader.request(
-            self._next_ticket, token_ids, resolved, constraints, max_tokens=self._room.max_tokens
-        )
+        request, resolved = self._read(prompt, options, style, logits_processor)
         with memory_errors():
             self._batch.submit(request, resolved, config=self._settings_record(resolved), explains=explain)
         self._next_ticket += 1
         return request.row
+
+    def check(self, prompt: Prompt, options: GenerationOptions | None = None) -> int:
+        """Raise what `submit` would, queueing nothing; returns the most tokens that the answer can have."""
+        self._check_open()
+        request, resolved = self._read(prompt, options, None, ())
+        with memory_errors():
+            self._batch.check(request, resolved)
+        return request.limits.max_new_tokens
 
     def cancel(self, ticket: int) -> None:
         """End a request; its last piece, of the next `step`, has the finish reason `cancelled`."""
@@ -150,6 +153,20 @@ class BatchSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _read(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None,
+        style: PromptFormat | None,
+        logits_processor: Sequence[LogitsProcessor],
+    ) -> tuple[Request, GenerationOptions]:
+        """The next request with its settings resolved."""
+        resolved = self._reader.resolve(options or GenerationOptions())
+        constraints = self._reader.constraints(resolved, logits_processor)
+        token_ids = encode_prompt(self._tokenizer, prompt, style or PromptFormat())
+        room = self._room.max_tokens
+        return self._reader.request(self._next_ticket, token_ids, resolved, constraints, max_tokens=room), resolved
 
     def _check_open(self) -> None:
         if self._release is None:

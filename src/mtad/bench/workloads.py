@@ -1,5 +1,6 @@
 """What is decoded for a measurement of speed: real questions behind as much real text as the length asks for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,23 +70,28 @@ def build_prompts(tokenizer: Any, workload: SpeedWorkload, repeat: int) -> list[
 
 
 def build_prompt(tokenizer: Any, prompt_tokens: int, number: int) -> list[int]:
-    """Token ids of one prompt.
+    """Token ids of one prompt; see `build_text`."""
+    style = PromptFormat()
+    text = build_text(lambda text: len(encode_prompt(tokenizer, text, style)), prompt_tokens, number)
+    return encode_prompt(tokenizer, text, style)
+
+
+def build_text(count_tokens: Callable[[str], int], prompt_tokens: int, number: int) -> str:
+    """The text of one prompt.
 
     Args:
-        tokenizer: A transformers tokenizer.
-        prompt_tokens: Tokens that it has at least; 0 leaves the question as it is.
+        count_tokens: Of a text as a prompt.
+        prompt_tokens: Tokens that it has at least; 0 leaves the questions as they are, and counts none.
         number: Another number gives another prompt, for some thousand numbers.
     """
     turn, question = divmod(number, len(QUESTIONS))
     words = PASSAGE.split()
     # A later turn over the questions starts elsewhere in the passage, so that no prompt comes twice.
     words = words[7 * turn % len(words) :] + words[: 7 * turn % len(words)]
-    style = PromptFormat()
     text = QUESTIONS[question] if turn == 0 else f"{' '.join(words[:5])}. {QUESTIONS[question]}"
-    token_ids = encode_prompt(tokenizer, text, style)
     count = 0
-    while len(token_ids) < prompt_tokens:
-        count += max((prompt_tokens - len(token_ids)) // 3, 1)
+    while prompt_tokens and (missing := prompt_tokens - count_tokens(text)) > 0:
+        count += max(missing // 3, 1)
         passage = " ".join(words[index % len(words)] for index in range(count))
-        token_ids = encode_prompt(tokenizer, f"{passage}\n\n{QUESTIONS[question]}", style)
-    return token_ids
+        text = f"{passage}\n\n{QUESTIONS[question]}"
+    return text

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtad.cli.bench_extras import add_extras, measure_memory, resolve_gguf, write_profiles
+from mtad.cli.bench_server import add_server, run_server
 from mtad.cli.generate import describe_twins, load_engine
 from mtad.cli.parser import add_common, read_settings
 from mtad.cli.tables import format_table
@@ -28,6 +29,8 @@ EXAMPLES = """examples:
   mtad bench --rules llama_cpp autoregressive mmtad --peak-memory
   mtad bench --rules autoregressive mmtad --profile profile.json
   mtad bench --target-shape smollm2-360m --draft-shape llama-3.2-1b
+  mtad bench --server http://127.0.0.1:8000 --streams 1 8 64 --new-tokens 48 --record load.json
+  mtad bench --server http://127.0.0.1:8000 --rates 0.5 1 2 --threshold 0.9
 
 A contender is a rule, a rule with a drafter, or a method, as in mtad compare, or
 transformers (its generate), transformers_assisted (with the same draft), or llama_cpp
@@ -40,6 +43,9 @@ tokens/call   emitted tokens by calls of the target
 perplexity    of the answers under the target at temperature 1
 floor         share of the time that reading weights and cache once a call would take
 peak MB       most memory that a process with this contender alone held (--peak-memory)
+
+With --server nothing is loaded: a running mtad serve is asked for streamed chats, --streams
+at a time or --rates a second, with the decoding flags that are given as fields of the requests.
 
 A killed run goes on where it was when it is given the same --record.
 """
@@ -98,6 +104,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="JSON file to write, or to go on with")
     add_extras(parser)
+    add_server(parser)
     parser.add_argument("--json", action="store_true", help="the table as one JSON document on stdout, nothing else")
     add_common(parser, takes_profile=False)
     parser.set_defaults(run=run, parser=parser)
@@ -106,6 +113,10 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
+    _check_lists(options)
+    new_tokens = [QUICK_TOKENS] if options.quick else options.new_tokens
+    if options.server is not None:
+        return run_server(options, new_tokens)
     _check(options)
 
     from mtad.api.contenders import parse_contenders
@@ -119,7 +130,6 @@ def run(options: argparse.Namespace) -> int:
     demanding = (drafting or [item.options for item in contenders] or [generation])[0]
     weights = resolve_gguf(options.gguf, models) if LLAMA_CPP in peers else None
     engine = load_engine(models, demanding, color=options.color, keeps_draft=TRANSFORMERS_ASSISTED in peers)
-    new_tokens = [QUICK_TOKENS] if options.quick else options.new_tokens
     workloads = [
         SpeedWorkload(prompt_tokens=length, new_tokens=count, batch_size=size, temperature=temperature)
         for length in options.prompt_tokens
@@ -146,11 +156,17 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_lists(options: argparse.Namespace) -> None:
     for item in LISTS:
         for value in getattr(options, item.name):
             item.check(value)
     REPEATS.check(options.repeats)
+
+
+def _check(options: argparse.Namespace) -> None:
+    given = [name for name in ("streams", "rates", "requests") if getattr(options, name) is not None]
+    if given:
+        raise ConfigError(f"--{given[0]} is for load on a server; name one with --server, or leave it out")
     for name in ("method", "drafter", "verifier", "temperature", "max_new_tokens"):
         if name in vars(options):
             flag = {"temperature": "--temperatures", "max_new_tokens": "--new-tokens"}.get(name, "--rules")

@@ -13,6 +13,7 @@ from mtad.errors import ConfigError
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME", tuple: "TEXT"}
 _MODEL_FLAGS = ("target", "draft", "adapter")
 _LARGEST_SHOWN_BOUND = 1e6
+_TABLES: dict[str, type] = {"models": ModelOptions, "decoding": GenerationOptions}
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,13 +72,26 @@ def read_settings(options: argparse.Namespace) -> tuple[ModelOptions, Generation
     Raises:
         ConfigError: A setting is unknown or out of bounds.
     """
+    models, generation = read_tables(options, {})
+    return models, generation
+
+
+def read_tables(options: argparse.Namespace, more: dict[str, type]) -> tuple[Any, ...]:
+    """Model and decoding settings, and those of a command of its own: flag over file over profile over default.
+
+    Args:
+        options: Parsed flags.
+        more: Further config classes by name. With some, a file may keep settings in tables of these names, and in
+            [models] and [decoding].
+
+    Raises:
+        ConfigError: A setting is unknown or out of bounds.
+    """
+    tables = _TABLES | more
     from_file = {} if options.profile is None else _read_profile(options.profile)
-    from_file |= {} if options.config is None else _read_checked(options.config)
+    from_file |= {} if options.config is None else _read_checked(options.config, tables, has_tables=bool(more))
     merged = from_file | vars(options)
-    return (
-        replace_settings(ModelOptions(), _named(merged, ModelOptions), "flags"),
-        replace_settings(GenerationOptions(), _named(merged, GenerationOptions), "flags"),
-    )
+    return tuple(replace_settings(config(), _named(merged, config), "flags") for config in tables.values())
 
 
 def add_common(parser: argparse.ArgumentParser, *, takes_profile: bool = True) -> None:
@@ -121,16 +135,24 @@ def _read_profile(path: Path) -> dict[str, Any]:
     settings = read_config_file(path).get("settings")
     if not isinstance(settings, dict):
         raise ConfigError(f"profile {path} holds no table [settings]; make one with mtad calibrate")
-    return _check_values(settings, f"profile {path}")
+    return _check_values(settings, f"profile {path}", _TABLES)
 
 
-def _read_checked(path: Path) -> dict[str, Any]:
-    """The settings of a file, each within its own bounds; what must fit together is checked after the merge."""
-    return _check_values(read_config_file(path), f"config file {path}")
+def _read_checked(path: Path, tables: dict[str, type], *, has_tables: bool) -> dict[str, Any]:
+    """The settings of a file, each within its own bounds; what must fit together is checked after the merge.
+
+    They stand side by side, or with `has_tables` also in tables.
+    """
+    found = read_config_file(path)
+    values: dict[str, Any] = {}
+    for name in [name for name in tables if has_tables and isinstance(found.get(name), dict)]:
+        inside = {key.replace("-", "_"): value for key, value in found.pop(name).items()}
+        values |= _check_values(inside, f"table [{name}] of config file {path}", {name: tables[name]})
+    return values | _check_values(found, f"config file {path}", tables)
 
 
-def _check_values(found: dict[str, Any], source: str) -> dict[str, Any]:
-    settings = {item.name: item for config in (ModelOptions, GenerationOptions) for item in setting_fields(config)}
+def _check_values(found: dict[str, Any], source: str, tables: dict[str, type]) -> dict[str, Any]:
+    settings = {item.name: item for config in tables.values() for item in setting_fields(config)}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     for name, value in values.items():
         if name not in settings:

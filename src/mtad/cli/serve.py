@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtad.cli.generate import load_engine
-from mtad.cli.parser import add_common, add_settings, read_settings
-from mtad.config import ServerOptions, SessionOptions, replace_settings, setting_fields
+from mtad.cli.parser import add_common, add_settings, read_tables
+from mtad.config import ServerOptions, SessionOptions
 from mtad.errors import ConfigError
 
 DESCRIPTION = """Serve chats and completions as OpenAI's API does, with continuous batching. The
@@ -19,10 +19,12 @@ EXAMPLES = """examples:
   mtad serve
   mtad serve --host 0.0.0.0 --port 8000 --keys-file keys.txt --max-rows 8
   mtad serve --target ./my-model --draft ./my-draft --threshold 0.9
+  mtad serve --config serve.toml --log-format json --log-file serve.log --rate-limit 60
   curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}'
 
-Keys come from --keys-file (lines of NAME KEY) or the variable MTAD_API_KEYS
+A config file holds the same settings in tables [server], [batch], [models] and
+[decoding], or side by side. Keys come from --keys-file (lines of NAME KEY) or the variable MTAD_API_KEYS
 (NAME:KEY with commas between); without any, everybody is let in.
 """
 
@@ -39,14 +41,12 @@ def add_command(commands: Any) -> None:
     add_common(parser)
     add_settings(parser, ServerOptions, "server")
     add_settings(parser, SessionOptions, "batch")
-    parser.add_argument("--keys-file", type=Path, metavar="FILE", help="API keys, a line of NAME KEY each")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
-    models, generation = read_settings(options)
-    server, session = _named(options, ServerOptions), _named(options, SessionOptions)
+    models, generation, server, session = read_tables(options, {"server": ServerOptions, "batch": SessionOptions})
     if session.max_waiting is not None or options.system is not None:
         name, instead = ("max_waiting", "--max-open") if options.system is None else ("system", "a system message")
         raise ConfigError(f"the server has no {name}; use {instead} instead")
@@ -54,23 +54,21 @@ def run(options: argparse.Namespace) -> int:
         from mtad.server.app import Service
         from mtad.server.gate import read_keys
         from mtad.server.running import listen, make_server
+        from mtad.server.server_log import ServerLog
     except ImportError as error:
         raise ConfigError(
             f"mtad serve needs packages that cannot be imported ({error}); install them with pip install 'mtad[server]'"
         ) from error
-    keys = read_keys(options.keys_file, os.environ)
-    with listen(server) as listener:
-        engine = load_engine(models, generation, color=options.color, keeps_draft=True)
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-        service = Service(engine, generation, session, server, keys)
-        host, port = listener.getsockname()[:2]
-        print(f"serving {service.model} on http://{host}:{port}", file=sys.stderr, flush=True)
-        make_server(service, server).run(sockets=[listener])
+    keys = read_keys(None if server.keys_file is None else Path(server.keys_file), os.environ)
+    log = ServerLog(server)
+    try:
+        with listen(server) as listener:
+            engine = load_engine(models, generation, color=options.color, keeps_draft=True)
+            logging.basicConfig(level=logging.INFO, handlers=[log])
+            service = Service(engine, generation, session, server, keys, log)
+            host, port = listener.getsockname()[:2]
+            print(f"serving {service.model} on http://{host}:{port}", file=sys.stderr, flush=True)
+            make_server(service, server).run(sockets=[listener])
+    finally:
+        log.close()
     return 0
-
-
-def _named(options: argparse.Namespace, config: type) -> Any:
-    """A config with the flags that were given."""
-    names = {item.name for item in setting_fields(config)}
-    given = {name: value for name, value in vars(options).items() if name in names}
-    return replace_settings(config(), given, "flags")

@@ -97,6 +97,11 @@ class RollingBatch:
         self._waiting[request.row] = _Ride(request, decoder, facts, builder, explains)
         self._drop_idle_decoders()
 
+    def check(self, request: Request, options: GenerationOptions) -> None:
+        """Raise what `submit` would, queueing nothing."""
+        self._rows.open(self._shelf.decoder(options, request))
+        self._drop_idle_decoders()
+
     def cancel(self, ticket: int) -> None:
         """End a request where it stands; one that has ended is left alone."""
         ride = self._waiting.pop(ticket, None) or self._riding.get(ticket)

@@ -1,194 +1,31 @@
 """The web application: endpoints, and errors in one sentence."""
 
 import asyncio
-import copy
-import secrets
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from mtad.api import Engine
-from mtad.api.contenders import Contender
-from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
-from mtad.config import GenerationOptions, ServerOptions, SessionOptions, replace_settings
-from mtad.errors import ConfigError, MtadError, PromptError
-from mtad.server.answers import Answers, described, event_stream
-from mtad.server.gate import BodyLimit, name_of_key
-from mtad.server.metrics import ReplyCounter, ServerMetrics
-from mtad.server.replies import Style, error_body
-from mtad.server.wire import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from mtad.server.worker import EngineFaultError, EngineWorker
+from mtad.config import ServerOptions
+from mtad.errors import MtadError
+from mtad.server.answers import described
+from mtad.server.gate import BodyLimit
+from mtad.server.middleware import Gate, RequestScope
+from mtad.server.notes import note_of
+from mtad.server.replies import error_body
+from mtad.server.service import Service
+from mtad.server.worker import EngineFaultError
 
-_RETRY_SECONDS = "2"
+__all__ = ["Service", "create_app"]
+
 _NOT_JSON = "the body is not JSON; send a JSON object as UTF-8"
+_INVALID = "invalid_request_error"
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "server_error"}
-
-
-class Service:
-    """Everything behind the endpoints.
-
-    Args:
-        engine: Decodes; nobody else does so while the application runs.
-        defaults: Settings where requests are silent.
-        session: Size of the batch.
-        server: Limits.
-        keys: API keys by name; none lets everybody in.
-
-    Attributes:
-        num_open: Answers that run or wait.
-        is_draining: Whether new requests are turned away.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        defaults: GenerationOptions,
-        session: SessionOptions,
-        server: ServerOptions,
-        keys: Mapping[str, str],
-    ) -> None:
-        self.worker = EngineWorker(engine, session)
-        self.metrics = ServerMetrics(self.worker)
-        self.is_draining = False
-        self.num_open = 0
-        self._engine, self._defaults, self._server, self._keys = engine, defaults, server, dict(keys)
-        # The engine's thread decodes with its own; a tokenizer is not to be used by two threads.
-        self._tokenizer = copy.deepcopy(engine.tokenizer)
-        self._created = int(time.time())
-        self.model = engine.models.options.target
-
-    def check_key(self, request: Request) -> None:
-        """Raise 401 unless the request has one of the keys, or none is asked for."""
-        if self._keys and name_of_key(self._keys, request.headers.get("authorization")) is None:
-            raise HTTPException(401, "no valid API key was given; send one as Authorization: Bearer KEY")
-
-    async def chat(self, body: ChatRequest, request: Request) -> Response:
-        """`/v1/chat/completions`."""
-        if body.top_logprobs is not None and not body.logprobs:
-            raise ConfigError("top_logprobs needs logprobs, got false; set logprobs to true")
-        prompts: list[Prompt] = [[message.plain() for message in body.messages]]
-        return await self._reply(body, prompts, "chat", body.logprobs, request)
-
-    async def complete(self, body: CompletionRequest, request: Request) -> Response:
-        """`/v1/completions`."""
-        return await self._reply(body, list(body.prompts()), "text", body.logprobs is not None, request)
-
-    async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
-        """`/tokenize`."""
-        if (body.prompt is None) == (body.messages is None):
-            raise PromptError("expected either prompt or messages; give one of them")
-        prompt: Prompt = body.prompt if body.messages is None else [item.plain() for item in body.messages]  # type: ignore[assignment]
-        tokens = encode_prompt(self._tokenizer, prompt, _format("text" if body.messages is None else "chat"))
-        return {"tokens": tokens, "count": len(tokens)}
-
-    async def detokenize(self, body: DetokenizeRequest) -> dict[str, str]:
-        """`/detokenize`."""
-        size = len(self._tokenizer)
-        if any(token >= size for token in body.tokens):
-            raise PromptError(f"got a token id of {max(body.tokens)}, expected ids below {size}; check the model")
-        return {"prompt": self._text(body.tokens)}
-
-    async def models(self) -> dict[str, Any]:
-        """`/v1/models`."""
-        model = {"id": self.model, "object": "model", "created": self._created, "owned_by": "mtad"}
-        return {"object": "list", "data": [model]}
-
-    async def _reply(
-        self,
-        body: ChatRequest | CompletionRequest,
-        prompts: list[Prompt],
-        kind: Any,
-        has_log_probs: bool,
-        http: Request,
-    ) -> Response:
-        self._check_model(body.model)
-        if body.explain and not body.stream:
-            raise ConfigError("explain needs a stream, got stream false; set stream to true")
-        changes = body.settings()
-        changes.setdefault("seed", secrets.randbelow(1 << 31))
-        options = replace_settings(self._defaults, changes, "request")
-        choices = [replace_settings(options, {"seed": options.seed + index}, "request") for index in range(body.n)]
-        token_ids = [encode_prompt(self._tokenizer, prompt, _format(kind)) for prompt in prompts]
-        self._admit(len(token_ids) * body.n)
-        answers = Answers(
-            self.worker,
-            self.metrics,
-            [ids for ids in token_ids for _ in choices],
-            choices * len(token_ids),
-            explains=body.explain,
-            timeout=self._server.request_timeout,
-        )
-        answers.num_prompt_tokens = sum(map(len, token_ids))
-        style = Style(
-            kind=kind,
-            reply_id=f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}",
-            created=int(time.time()),
-            model=self.model,
-            has_log_probs=has_log_probs,
-            has_provenance=body.provenance,
-            token_text=lambda token: self._text([token]),
-        )
-        if body.stream:
-            has_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = self._counted(event_stream(answers, style, has_usage=has_usage), len(answers.results))
-            return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        return await self._whole(answers, style, options, http)
-
-    async def _whole(self, answers: Answers, style: Style, options: GenerationOptions, http: Request) -> Response:
-        """The finished reply; a client who leaves meanwhile ends its answers."""
-        self.num_open += len(answers.results)
-        try:
-            with answers:
-                work = asyncio.ensure_future(answers.finished())
-                gone = asyncio.ensure_future(http.receive())
-                try:
-                    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-                    if not work.done():
-                        return Response(status_code=499)
-                    document = style.whole(work.result(), answers.num_prompt_tokens)
-                finally:
-                    gone.cancel()
-                    work.cancel()
-        finally:
-            self.num_open -= len(answers.results)
-        return JSONResponse(document | {"mtad": {"is_lossless": Contender("", options).is_lossless}})
-
-    async def _counted(self, events: AsyncGenerator[str, None], num_answers: int) -> AsyncIterator[str]:
-        self.num_open += num_answers
-        try:
-            async for event in events:
-                yield event
-        finally:
-            self.num_open -= num_answers
-            await events.aclose()
-
-    def _admit(self, num_answers: int) -> None:
-        """Raise 503 while draining, 400 for too many answers at once, 429 where too many are open."""
-        if self.is_draining:
-            raise HTTPException(503, "the server is shutting down; send the request to another one")
-        if num_answers > self._server.max_choices:
-            raise ConfigError(
-                f"got {num_answers} answers in one request, expected at most {self._server.max_choices}; lower n"
-            )
-        if self.num_open + num_answers > self._server.max_open:
-            raise HTTPException(
-                429, f"{self.num_open} answers run or wait already; try again later", {"retry-after": _RETRY_SECONDS}
-            )
-
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self.model:
-            raise HTTPException(404, f"there is no model {name!r} here; use {self.model!r}")
-
-    def _text(self, token_ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
 
 
 def create_app(service: Service, server: ServerOptions) -> FastAPI:
@@ -201,18 +38,30 @@ def create_app(service: Service, server: ServerOptions) -> FastAPI:
         await asyncio.to_thread(service.worker.stop)
 
     app = FastAPI(title="mtad", description="Multi-token joint decoding, OpenAI-compatible.", lifespan=lifespan)
-    guarded = APIRouter(dependencies=[Depends(service.check_key)])
-    guarded.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], response_model=None)
-    guarded.add_api_route("/v1/completions", service.complete, methods=["POST"], response_model=None)
-    guarded.add_api_route("/v1/models", service.models, methods=["GET"])
-    guarded.add_api_route("/tokenize", service.tokenize, methods=["POST"])
-    guarded.add_api_route("/detokenize", service.detokenize, methods=["POST"])
-    app.include_router(guarded)
+    app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", service.complete, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/models", service.models, methods=["GET"])
+    app.add_api_route("/tokenize", service.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", service.detokenize, methods=["POST"])
     _add_operation(app, service)
     _add_errors(app)
-    app.add_middleware(BodyLimit, max_bytes=server.max_body_bytes)
-    app.add_middleware(ReplyCounter, replies=service.metrics.replies)
+    _add_middleware(app, service, server)
     return app
+
+
+def _add_middleware(app: FastAPI, service: Service, server: ServerOptions) -> None:
+    """The last one is the outermost."""
+    app.add_middleware(BodyLimit, max_bytes=server.max_body_bytes, patience=server.body_timeout)
+    app.add_middleware(Gate, keys=service.keys, rate=service.rate, rejected=service.metrics.rejected)
+    if server.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server.cors_origin,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", "x-request-id"),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    app.add_middleware(RequestScope, replies=service.metrics.replies, log=service.log)
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -235,33 +84,44 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
+    def reply(request: Request, status: int, message: str, kind: str, param: str | None = None) -> Response:
+        body = error_body(message, kind, param=param, request_id=note_of(request.scope).request_id)
+        return JSONResponse(body, status)
+
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            return JSONResponse(error_body(_NOT_JSON, "invalid_request_error"), 400)
+            return reply(request, 400, _NOT_JSON, _INVALID)
+        content_type = request.headers.get("content-type", "")
+        if not _is_json(content_type):
+            message = (
+                f"got a body of type {content_type or 'unknown'}, expected the header content-type: application/json"
+            )
+            return reply(request, 400, message, _INVALID)
         place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-        message = f"{place}: {first['msg']}; see /docs for what is supported"
-        return JSONResponse(error_body(message, "invalid_request_error", param=place), 400)
+        return reply(request, 400, f"{place}: {first['msg']}; see /docs for what is supported", _INVALID, place)
 
     @app.exception_handler(StarletteHTTPException)
-    async def refused(_: Request, error: StarletteHTTPException) -> Response:
-        kind = _KINDS.get(error.status_code, "invalid_request_error")
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
         # FastAPI's own words for a body that is not UTF-8 say neither what was expected nor what to do.
         message = _NOT_JSON if error.status_code == 400 else str(error.detail)
-        return JSONResponse(error_body(message, kind), error.status_code, error.headers)
+        found = reply(request, error.status_code, message, _KINDS.get(error.status_code, _INVALID))
+        found.headers.update(error.headers or {})
+        return found
 
     @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
-        return JSONResponse(error_body("the server failed on this request; its log says why", "server_error"), 500)
+    async def failed(request: Request, error: Exception) -> Response:
+        return reply(request, 500, "the server failed on this request; its log says why", "server_error")
 
-    async def ended(_: Request, error: Exception) -> Response:
-        status, document = described(error)
+    async def ended(request: Request, error: Exception) -> Response:
+        status, document = described(error, note_of(request.scope).request_id)
         return JSONResponse(document, status)
 
     for kind in (MtadError, EngineFaultError, TimeoutError):
         app.add_exception_handler(kind, ended)
 
 
-def _format(kind: str) -> PromptFormat:
-    return PromptFormat(is_chat=kind == "chat")
+def _is_json(content_type: str) -> bool:
+    kind = content_type.split(";", maxsplit=1)[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

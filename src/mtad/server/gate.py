@@ -1,5 +1,6 @@
-"""Who and what is let in: keys, and bodies of bounded length."""
+"""Who and what is let in: keys, and bodies of bounded length that come in bounded time."""
 
+import asyncio
 import hmac
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,16 +43,18 @@ def name_of_key(keys: Mapping[str, str], header: str | None) -> str | None:
 
 
 class BodyLimit:
-    """Refuses request bodies that are too long, before they are read whole.
+    """Refuses request bodies that are too long, before they are read whole, and those that do not come.
 
     Args:
         app: What to guard.
         max_bytes: Longest body.
+        patience: Seconds for a whole body.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, patience: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI call."""
@@ -60,12 +63,19 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         num_bytes = int(announced) if announced.isdecimal() else 0
+        deadline = asyncio.get_running_loop().time() + self._patience
+        is_whole = False
 
         async def counted() -> Message:
-            nonlocal num_bytes
+            nonlocal num_bytes, is_whole
             if num_bytes > self._max_bytes:
                 raise self._refusal(num_bytes)
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(None if is_whole else deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {self._patience:g} s; send it again") from None
+            is_whole = not message.get("more_body", False)
             if not announced:
                 num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:

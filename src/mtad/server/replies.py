@@ -129,6 +129,8 @@ def statistics(result: GenerationResult) -> dict[str, Any]:
     }
 
 
-def error_body(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def error_body(
+    message: str, kind: str, *, param: str | None = None, code: str | None = None, request_id: str
+) -> dict[str, Any]:
+    """An error in OpenAI's form, with the request's id beside it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code, "request_id": request_id}}

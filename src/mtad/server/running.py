@@ -11,9 +11,11 @@ import uvicorn
 from mtad.config import ServerOptions
 from mtad.errors import ConfigError
 from mtad.server.app import Service, create_app
+from mtad.server.connections import patient_protocol
 
 _log = logging.getLogger("mtad.server")
 _CHECK_SECONDS = 0.1
+_UNREAD_MS = 60_000
 
 
 def listen(options: ServerOptions) -> socket.socket:
@@ -23,11 +25,16 @@ def listen(options: ServerOptions) -> socket.socket:
         ConfigError: The address is taken, or is none of this machine's.
     """
     try:
-        return socket.create_server((options.host, options.port), backlog=2048)
+        listener = socket.create_server((options.host, options.port), backlog=2048)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
             f"cannot listen on {options.host}:{options.port} ({error}); choose another --host or --port"
         ) from error
+    # Connections inherit these: one whose other end is gone, or reads nothing, does not stay for ever.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+    return listener
 
 
 class DrainingServer(uvicorn.Server):
@@ -75,6 +82,13 @@ class DrainingServer(uvicorn.Server):
 def make_server(service: Service, options: ServerOptions) -> DrainingServer:
     """A server that is ready to be run on a socket."""
     config = uvicorn.Config(
-        create_app(service, options), ws="none", log_level="warning", timeout_graceful_shutdown=5, lifespan="on"
+        create_app(service, options),
+        http=patient_protocol(options.body_timeout),
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
     )
     return DrainingServer(config, service, options.drain_timeout)

@@ -89,8 +89,14 @@ class _Request(_Strict):
     top_k: int | None = None
     min_p: float | None = None
     ignore_eos: bool | None = None
+    timeout: float | None = Field(None, gt=0, description="seconds, if fewer than the server allows")
     provenance: bool = Field(False, description="say of every token whether it was drafted")
     explain: bool = Field(False, description="say of every iteration what was drafted and why it was kept")
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """The longest answer that was asked for; None where nothing was said."""
+        return self.max_tokens
 
     def settings(self) -> dict[str, Any]:
         """Changes to the generation options, by name."""
@@ -99,7 +105,7 @@ class _Request(_Strict):
             "threshold top_k min_p ignore_eos"
         )
         changes: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
-        changes["max_new_tokens"] = self.max_tokens
+        changes["max_new_tokens"] = self.asked_tokens
         changes["stop"] = (self.stop,) if isinstance(self.stop, str) else self.stop and tuple(self.stop)
         changes["strict"] = None if self.strict is None else tuple(self.strict)
         if self.logit_bias is not None:
@@ -116,11 +122,14 @@ class ChatRequest(_Request):
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
 
+    @property
+    def asked_tokens(self) -> int | None:
+        """See `_Request.asked_tokens`; the newer name wins."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
     def settings(self) -> dict[str, Any]:
         """Changes to the generation options, by name."""
         changes = super().settings()
-        if self.max_completion_tokens is not None:
-            changes["max_new_tokens"] = self.max_completion_tokens
         if self.logprobs and self.top_logprobs is not None:
             changes["top_logprobs"] = self.top_logprobs
         schema = None if self.response_format is None else self.response_format.schema_text()

@@ -14,6 +14,7 @@ from mtad.api import Engine
 from mtad.config import GenerationOptions, ServerOptions, SessionOptions
 from mtad.server.app import Service
 from mtad.server.running import DrainingServer, listen, make_server
+from mtad.server.server_log import ServerLog
 
 
 @dataclass
@@ -49,7 +50,8 @@ def serve() -> Iterator[Serve]:
         listener = listen(options)
         engine = tiny_engine()
         session = SessionOptions(max_rows=max_rows, max_tokens=120, prefill_chunk=16)
-        service = Service(engine, GenerationOptions(max_new_tokens=12), session, options, keys or {})
+        log = ServerLog(options) if options.log_file else None
+        service = Service(engine, GenerationOptions(max_new_tokens=12), session, options, keys or {}, log)
         server = make_server(service, options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -63,3 +65,5 @@ def serve() -> Iterator[Serve]:
         running.server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+        if running.service.log is not None:
+            running.service.log.close()

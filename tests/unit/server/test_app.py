@@ -192,15 +192,17 @@ def test_long_bodies_are_refused(serve: Serve, is_chunked: bool) -> None:
 def test_too_many_answers_are_told_to_come_back(serve: Serve) -> None:
     running = serve(max_open=1)
     assert ask(running).choices
-    running.service.num_open = 1
-    reply = post(running, "/v1/chat/completions", {"messages": QUESTION})
-    assert (reply.status_code, reply.headers["retry-after"]) == (429, "2")
+    with running.service.open.hold("127.0.0.1", 1):
+        reply = post(running, "/v1/chat/completions", {"messages": QUESTION})
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "2")
+    with running.service.open.hold("somebody else", 1):
+        assert ask(running).choices
 
 
 def test_a_client_that_leaves_frees_its_row(serve: Serve) -> None:
     running = serve()
     for is_stream in (True, False):
-        body = json.dumps({"messages": QUESTION, "stream": is_stream, "max_tokens": 100, "ignore_eos": True})
+        body = json.dumps({"messages": QUESTION, "stream": is_stream, "max_tokens": 90, "ignore_eos": True})
         host, port = running.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as line:
             head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -223,19 +225,19 @@ def test_a_failed_engine_is_said_and_comes_back(serve: Serve, monkeypatch: pytes
         with pytest.raises(openai.APIError, match="the engine failed"):
             list(ask(running, stream=True))
     assert ask(running).choices[0].message.content is not None
-    assert running.service.worker.num_failures == 2
+    assert running.service.worker.counts.num_failures == 2
 
 
 def test_a_deadline_ends_a_request(serve: Serve) -> None:
     running = serve(request_timeout=0.001)
-    reply = post(running, "/v1/chat/completions", {"messages": QUESTION, "max_tokens": 100})
+    reply = post(running, "/v1/chat/completions", {"messages": QUESTION, "max_tokens": 90})
     assert reply.status_code == 504
     wait_until(lambda: running.service.worker.num_running == 0)
 
 
 def test_the_first_signal_drains(serve: Serve) -> None:
     running = serve()
-    stream = ask(running, stream=True, max_tokens=100, extra_body={"ignore_eos": True})
+    stream = ask(running, stream=True, max_tokens=90, extra_body={"ignore_eos": True})
     next(stream)
     running.server.handle_exit(signal.SIGTERM, None)
     assert post(running, "/v1/chat/completions", {"messages": QUESTION}).status_code == 503
@@ -257,4 +259,37 @@ def test_the_metrics_can_be_read(serve: Serve) -> None:
         item.labels["path"]: item.value for item in families["mtad_replies"].samples if item.name[-6:] == "_total"
     }
     assert counted == {"/v1/chat/completions": 1}
-    assert {"mtad_running_rows", "mtad_inter_piece_seconds", "mtad_kept_drafts"} <= set(families)
+    assert {"mtad_running_rows", "mtad_inter_piece_seconds", "mtad_kept_levels"} <= set(families)
+
+
+def test_a_number_that_somebody_else_keeps_can_be_shown(serve: Serve) -> None:
+    running = serve()
+    running.service.metrics.watch("mtad_energy_joules", "Energy.", lambda: 12.5)
+    assert "mtad_energy_joules_total 12.5" in requests.get(f"{running.url}/metrics", timeout=20).text
+
+
+def test_the_metrics_agree_with_the_answers(serve: Serve) -> None:
+    running = serve(max_rows=2)
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda seed: ask(running, seed=seed, extra_body={"ignore_eos": True}), range(4)))
+    found = {
+        (item.name, *item.labels.values()): item.value
+        for family in text_string_to_metric_families(requests.get(f"{running.url}/metrics", timeout=20).text)
+        for item in family.samples
+    }
+    statistics = [reply.choices[0].mtad["statistics"] for reply in replies]
+    calls, tokens = sum(item["target_calls"] for item in statistics), 4 * 12
+    assert found["mtad_target_calls_total",] == found["mtad_step_rows_total",] == calls
+    assert calls / 2 <= found["mtad_steps_total",] < calls
+    assert found["mtad_tokens_total", "drafted"] + found["mtad_tokens_total", "target"] == tokens
+    assert found["mtad_time_to_first_token_seconds_count",] == found["mtad_started_answers_total",] == 4
+    assert found["mtad_inter_piece_seconds_count",] == calls - 4
+    assert calls - 4 <= found["mtad_inter_token_seconds_count",] < tokens
+    assert found["mtad_inter_token_seconds_sum",] == pytest.approx(found["mtad_inter_piece_seconds_sum",])
+    for depth in (1, 2, 3):
+        kept, drafted = found["mtad_kept_levels_total", str(depth)], found["mtad_drafted_levels_total", str(depth)]
+        shares = [item["acceptance_by_depth"][depth - 1] * item["target_calls"] for item in statistics]
+        assert drafted == calls
+        assert kept == pytest.approx(sum(shares))
+    assert found["mtad_answers_total", "length"] == 4
+    assert (found["mtad_rows",], found["mtad_waiting_answers",], found["mtad_cache_room_tokens",]) == (2, 0, 240)
