@@ -255,9 +255,7 @@ def _sized(model: Any, shape: str | None) -> Any:
     return model if shape is None else enlarge(model, find_shape(shape), shape)
 
 
-def _serve_draft(
-    options: ModelOptions, model: Any, vocab_size: int, vocabulary: VocabularyMap | None
-) -> ModelRunner:
+def _serve_draft(options: ModelOptions, model: Any, vocab_size: int, vocabulary: VocabularyMap | None) -> ModelRunner:
     if vocabulary is None:
         return _serve(options, model, vocab_size)
     return TranslatedRunner(_serve(options, model, None), vocabulary)

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from mtad.errors import ConfigError, DataError
-from mtad.report.figures import draw_acceptance, draw_energy, draw_pareto, draw_phases, draw_scores
+from mtad.report.figures import (
+    Drawing,
+    draw_acceptance,
+    draw_energy,
+    draw_pareto,
+    draw_phases,
+    draw_quality,
+    draw_scores,
+)
 from mtad.report.loading import Record
 from mtad.report.page import (
     describe_meter,
@@ -21,16 +29,18 @@ from mtad.report.tables import (
     ENERGY_HEADINGS,
     HEADINGS,
     OVERHEAD_HEADINGS,
+    SHARE_HEADINGS,
     diff_cells,
     energy_cells,
     overhead_cells,
+    share_cells,
     task_cells,
     to_csv,
     to_markdown,
 )
 
-Files = dict[str, str]
-"""Texts by path inside the report's folder."""
+Files = dict[str, str | bytes]
+"""Texts and pictures by path inside the report's folder."""
 
 
 def build_report(records: Sequence[Record]) -> Files:
@@ -47,6 +57,9 @@ def build_report(records: Sequence[Record]) -> Files:
         if record.kind == "energy":
             parts.append(describe_meter(record))
         parts.append(render_table(headings, rows))
+        if "shares" in record.document:
+            shares = [share_cells(row) for row in record.document["shares"]]
+            parts += ["<h3>Shares of the optimum</h3>", render_table(SHARE_HEADINGS, shares)]
         if record.kind == "energy":
             parts += _workloads(record, f"figures/{number}-", files)
         elif record.kind != "overhead":
@@ -93,11 +106,11 @@ def write_files(folder: Path, files: Files) -> None:
     Raises:
         DataError: The folder cannot be written to.
     """
-    for name, text in files.items():
+    for name, content in files.items():
         path = folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror}; name another folder with --out") from error
 
@@ -122,10 +135,14 @@ def _workloads(record: Record, prefix: str, files: Files) -> list[str]:
         drawings = {"energy": (draw_energy(rows), "energy, speed and perplexity, with 95% intervals over windows")}
         if all(row["score_ms"] is not None for row in rows):
             drawings["phases"] = draw_phases(rows), "drafting and verifying of an iteration, each measured alone"
-        for name, (svg, caption) in drawings.items():
-            files[f"{prefix}workload-{number + 1}-{name}.svg"] = svg
-            parts.append(render_figure(svg, f"{workload['label']}: {caption}"))
+        for name, (drawing, caption) in drawings.items():
+            _keep(drawing, f"{prefix}workload-{number + 1}-{name}", files)
+            parts.append(render_figure(drawing.svg, f"{workload['label']}: {caption}"))
     return parts
+
+
+def _keep(drawing: Drawing, name: str, files: Files) -> None:
+    files |= {f"{name}.svg": drawing.svg, f"{name}.png": drawing.png}
 
 
 def _tasks(record: Record, prefix: str, files: Files) -> list[str]:
@@ -138,11 +155,12 @@ def _tasks(record: Record, prefix: str, files: Files) -> list[str]:
         parts.append(f"<h3>{task}</h3>")
         drawings = {"pareto": (draw_pareto(rows), f"{task}: speed and perplexity, with 95% intervals")}
         if all(row["score"] is not None for row in rows):
+            drawings["quality"] = draw_quality(rows), f"{task}: speed and score, with 95% intervals"
             drawings["scores"] = draw_scores(rows), f"{task}: scores with 95% intervals"
         if any(row["decoding"]["acceptance_by_depth"] for row in rows):
             drawings["acceptance"] = draw_acceptance(rows), f"{task}: acceptance by depth"
-        for name, (svg, caption) in drawings.items():
-            files[f"{prefix}{task}-{name}.svg"] = svg
-            parts.append(render_figure(svg, caption))
+        for name, (drawing, caption) in drawings.items():
+            _keep(drawing, f"{prefix}{task}-{name}", files)
+            parts.append(render_figure(drawing.svg, caption))
         parts.append(render_examples(record, task))
     return parts

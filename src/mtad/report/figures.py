@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mtad.errors import ConfigError
@@ -13,32 +14,50 @@ _MOST_BARS = 24
 Rows = Sequence[dict[str, Any]]
 
 
-def draw_pareto(rows: Rows) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A figure as vectors, without a background, and as pixels on white."""
+
+    svg: str
+    png: bytes
+
+
+def draw_pareto(rows: Rows) -> Drawing:
     """Speed against perplexity of one task's contenders; those that none beats in both are joined by a line."""
+    return _draw_front(rows, "perplexity", [row["decoding"]["perplexity"] for row in rows], is_less_better=True)
+
+
+def draw_quality(rows: Rows) -> Drawing:
+    """Speed against the score, drawn likewise."""
+    return _draw_front(rows, "score", [row["score"] for row in rows], is_less_better=False)
+
+
+def _draw_front(rows: Rows, name: str, heights: Rows, *, is_less_better: bool) -> Drawing:
     figure, axes = _axes(6.4, 4.2)
     points = []
-    for place, row in enumerate(rows):
-        speed, perplexity = _speed(row), row["decoding"]["perplexity"]
-        points.append((speed["value"], perplexity["value"]))
+    for place, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        speed = _speed(row)
+        points.append((speed["value"], height["value"] if is_less_better else -height["value"]))
         axes.errorbar(
             [speed["value"]],
-            [perplexity["value"]],
+            [height["value"]],
             xerr=_borders(speed),
-            yerr=_borders(perplexity),
+            yerr=_borders(height),
             fmt=_MARKERS[place // len(_COLOURS) % len(_MARKERS)],
             color=_COLOURS[place % len(_COLOURS)],
             label=row["contender"],
             elinewidth=0.8,
         )
     front = pareto_front(points)
-    axes.plot([x for x, _ in front], [y for _, y in front], color=_INK, linewidth=1, linestyle="--", zorder=0)
+    tops = [y if is_less_better else -y for _, y in front]
+    axes.plot([x for x, _ in front], tops, color=_INK, linewidth=1, linestyle="--", zorder=0)
     axes.set_xlabel("speed against single-token sampling" if _has_ratio(rows) else "tokens per call of the target")
-    axes.set_ylabel("perplexity")
+    axes.set_ylabel(name)
     _legend(axes)
-    return _svg(figure)
+    return _drawing(figure)
 
 
-def draw_scores(rows: Rows) -> str:
+def draw_scores(rows: Rows) -> Drawing:
     """Scores of one task's contenders with their intervals."""
     figure, axes = _axes(6.4, 0.9 + 0.32 * min(len(rows), _MOST_BARS))
     shown = list(rows[:_MOST_BARS])[::-1]
@@ -49,10 +68,10 @@ def draw_scores(rows: Rows) -> str:
     axes.set_yticks(range(len(shown)), [row["contender"] for row in shown])
     axes.set_xlim(left=0)
     axes.set_xlabel("score")
-    return _svg(figure)
+    return _drawing(figure)
 
 
-def draw_acceptance(rows: Rows) -> str:
+def draw_acceptance(rows: Rows) -> Drawing:
     """Share of iterations that kept at least so many drafted tokens."""
     figure, axes = _axes(6.4, 3.6)
     for place, row in enumerate(rows):
@@ -65,10 +84,10 @@ def draw_acceptance(rows: Rows) -> str:
     axes.set_ylim(0, 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(axes)
-    return _svg(figure)
+    return _drawing(figure)
 
 
-def draw_energy(rows: Rows) -> str:
+def draw_energy(rows: Rows) -> Drawing:
     """Joules per token against speed and against perplexity; without joules, speed against perplexity."""
     has_joules = all(row["joules_per_token"] is not None for row in rows)
     figure, axes = _figure(8.4, 3.8, 2) if has_joules else _figure(6.4, 3.8, 1)
@@ -93,10 +112,10 @@ def draw_energy(rows: Rows) -> str:
         for axis in axes:
             axis.set_ylim(bottom=0)
     _legend(axes[-1])
-    return _svg(figure)
+    return _drawing(figure)
 
 
-def draw_phases(rows: Rows) -> str:
+def draw_phases(rows: Rows) -> Drawing:
     """An iteration's drafting and scoring, each measured alone: joules where there are any, else milliseconds."""
     unit = "joules" if all(row["score_joules"] is not None for row in rows) else "ms"
     figure, axes = _axes(6.4, 0.9 + 0.32 * min(len(rows), _MOST_BARS))
@@ -109,7 +128,7 @@ def draw_phases(rows: Rows) -> str:
     axes.set_yticks(range(len(shown)), [row["label"] for row in shown])
     axes.set_xlabel(f"{'joules' if unit == 'joules' else 'milliseconds'} an iteration")
     _legend(axes)
-    return _svg(figure)
+    return _drawing(figure)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -180,9 +199,12 @@ def _legend(axes: Any) -> None:
         )
 
 
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
+def _drawing(figure: Any) -> Drawing:
+    vector, pixels = io.StringIO(), io.BytesIO()
     # No date, so that the same record gives the same page.
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    figure.savefig(vector, format="svg", metadata={"Date": None})
+    text = vector.getvalue()
+    # What reads pixels rarely says what lies behind them.
+    figure.patch.set_alpha(1)
+    figure.savefig(pixels, format="png", dpi=160, facecolor="white")
+    return Drawing(svg=text[text.index("<svg") :], png=pixels.getvalue())

@@ -14,6 +14,10 @@ ENERGY_HEADINGS = (
     *("workload", "contender", "J/token", "net J/token", "J/answer", "saving", "W", "draft J", "verify J"),
     *("draft ms", "verify ms", "tokens/s", "speed", "latency s", "busy", "tokens/call", "perplexity"),
 )
+SHARE_HEADINGS = (
+    *("block of", "blocks", "share of the optimum", "geometric mean", "smallest", "optimal"),
+    "smallest P/Q of a kept draft",
+)
 DIFF_HEADINGS = ("task", "contender", "score", "perplexity", "tokens/call", "speed against the baseline")
 
 
@@ -67,6 +71,20 @@ def energy_cells(row: dict[str, Any], workload: str) -> list[str]:
         f"{row['busy_share']:.0%}",
         f"{row['tokens_per_call']:.2f}",
         f"{row['perplexity']:.3f}",
+    ]
+
+
+def share_cells(row: dict[str, Any]) -> list[str]:
+    """One row of an approximation: how likely blocks are beside the optimal ones."""
+    ratio = row["smallest_ratio"]
+    return [
+        row["contender"],
+        str(row["num_blocks"]),
+        interval(row["share"], ".3f"),
+        f"{row['geometric_share']:.3f}",
+        f"{row['smallest_share']:.2g}",
+        f"{row['is_optimal']:.0%}",
+        "" if ratio is None else f"{ratio:.3g}",
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mtad.errors import ConfigError
-from mtad.report.building import build_difference, build_report
+from mtad.report.building import Files, build_difference, build_report
 from mtad.report.figures import pareto_front
 from mtad.report.loading import load_record
 from mtad.report.tables import to_markdown
@@ -32,6 +32,12 @@ def entry(contender: str, item: int, value: float | None, task: str = "gsm8k") -
         "target_calls": 2, "log_prob_sum": -2.0, "kept_lengths": [1, 1, 0], "refused_sum": 0.5,
         "finish_reason": "stop", "batch_decode_s": 1.0, "decode_s": 1.0,
     }  # fmt: skip
+
+
+def text(files: Files, name: str) -> str:
+    content = files[name]
+    assert isinstance(content, str)
+    return content
 
 
 @pytest.fixture
@@ -65,23 +71,38 @@ class Checker(HTMLParser):
 def test_the_page_stands_alone(folder: Path) -> None:
     files = build_report([load_record(folder)])
     checker = Checker()
-    checker.feed(files["report.html"])
+    checker.feed(text(files, "report.html"))
     assert all(address.startswith("data:image/svg+xml") for address in checker.fetched)
-    assert checker.tags.count("img") == 5
+    assert checker.tags.count("img") == 6
     assert "script" not in checker.tags
     assert "what is <b>1+1</b>?" in checker.text
-    assert '<span class="drafted">two</span>' in files["report.html"]
-    assert "prefers-color-scheme: dark" in files["report.html"]
+    assert '<span class="drafted">two</span>' in text(files, "report.html")
+    assert "prefers-color-scheme: dark" in text(files, "report.html")
     assert "Energy: not measured" in checker.text
     assert "Scores of wikitext" in checker.text
     assert "abc (with local changes)" in checker.text
-    assert "| gsm8k | mmtad | 4 | 0.500 [" in files["report.md"]
-    assert files["report.csv"].splitlines()[0].startswith("task,contender,items")
+    assert "| gsm8k | mmtad | 4 | 0.500 [" in text(files, "report.md")
+    assert text(files, "report.csv").splitlines()[0].startswith("task,contender,items")
     assert {name for name in files if name.endswith(".svg")} == {
-        *(f"figures/1-gsm8k-{kind}.svg" for kind in ("pareto", "scores", "acceptance")),
+        *(f"figures/1-gsm8k-{kind}.svg" for kind in ("pareto", "quality", "scores", "acceptance")),
         *(f"figures/1-wikitext-{kind}.svg" for kind in ("pareto", "acceptance")),
     }
-    assert build_report([load_record(folder)])["report.html"].count("<h2>") == 1
+    for name in (name for name in files if name.endswith(".svg")):
+        picture = files[name.replace(".svg", ".png")]
+        assert isinstance(picture, bytes)
+        assert picture.startswith(b"\x89PNG")
+    assert text(build_report([load_record(folder)]), "report.html").count("<h2>") == 1
+
+
+def test_shares_of_the_optimum_have_a_table(folder: Path) -> None:
+    document = json.loads((folder / "run.json").read_text())
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    row = {"contender": "mmtad", "num_blocks": 4, "share": share, "geometric_share": 0.3, "smallest_share": 0.01,
+           "is_optimal": 0.25, "smallest_ratio": 0.51}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(document | {"shares": [row]}))
+    page = text(build_report([load_record(folder)]), "report.html")
+    assert "Shares of the optimum" in page
+    assert "<td>0.500 [0.400, 0.600]</td><td>0.300</td><td>0.01</td><td>25%</td><td>0.51</td>" in page
 
 
 def test_two_records_are_compared(folder: Path, tmp_path: Path) -> None:
@@ -91,7 +112,7 @@ def test_two_records_are_compared(folder: Path, tmp_path: Path) -> None:
     entries = [entry("mmtad", item, 1.0) for item in range(4)]
     (other / "items.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
     files = build_difference(load_record(folder), load_record(other))
-    assert "0.500 → 1.000" in files["report.md"]
+    assert "0.500 → 1.000" in text(files, "report.md")
     (other / "items.jsonl").write_text(json.dumps(entry("block", 1, 1.0)) + "\n")
     with pytest.raises(ConfigError, match="share no task and contender"):
         build_difference(load_record(folder), load_record(other))
