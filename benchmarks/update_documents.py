@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import result_tables
+
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
 from mtad.results.speed import SpeedSummary, summarize_speed
@@ -79,6 +81,7 @@ TABLES = (
 
 SPEED = "docs/performance.md"
 SPEED_RECORD = "bench_default_pair.json"
+RESULTS = "docs/results.md"
 REPLAYS = "docs/traces.md"
 REPLAY_RECORD = "replay_distance.json"
 
@@ -172,13 +175,21 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Every document with its tables made anew."""
     texts = {
         name: (ROOT / name).read_text(encoding="utf-8")
-        for name in (*(item.document for item in TABLES), REPLAYS, SPEED)
+        for name in (*(item.document for item in TABLES), REPLAYS, SPEED, RESULTS)
     }
     for table in TABLES:
         content = lines(table, read_json(RECORDS / table.record))
         texts[table.document] = between(texts[table.document], table.name, content)
     texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
     texts[SPEED] = between(texts[SPEED], "speed", speed_lines(read_json(RECORDS / SPEED_RECORD)))
+    for result in result_tables.TABLES:
+        records = [read_json(RECORDS / name) for name in result.records]
+        texts[RESULTS] = between(texts[RESULTS], result.name, result_tables.result_lines(result, records))
+    claims = {
+        name: read_json(RECORDS / name)
+        for name in (result_tables.SPEED, result_tables.ACCEPTANCE, result_tables.SPIDER)
+    }
+    texts[RESULTS] = between(texts[RESULTS], "paper", result_tables.paper_lines(claims))
     for name, text in texts.items():
         yield ROOT / name, text
 

@@ -1,0 +1,150 @@
+"""Tables of `docs/results.md`, made from the committed records of evaluations and experiments."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtad.results.comparison import summarize
+from mtad.results.speed import summarize_speed
+
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and what stands under it; a column that is empty in all rows is left out."""
+
+    heading: str
+    cell: Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of the document.
+
+    Attributes:
+        name: Its marker.
+        records: Files whose rows it shows, one after the other.
+        columns: What it shows of each row.
+        rows: Key of the rows in the record.
+    """
+
+    name: str
+    records: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: str = "rows"
+
+
+def interval(estimate: dict[str, float] | None, spec: str) -> str:
+    """A value with its interval; empty for None."""
+    if estimate is None:
+        return ""
+    low, high = (f"{estimate[side]:{spec}}" for side in ("low", "high"))
+    return f"{estimate['value']:{spec}} ({low} to {high})"
+
+
+def _label(row: Row) -> str:
+    seeds = f" x {row['num_seeds']} seeds" if row.get("num_seeds", 1) > 1 else ""
+    return f"`{row['contender']}`{seeds}"
+
+
+def _p_value(row: Row) -> str:
+    value = row["p_value"]
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def _diversity(row: Row) -> str:
+    found = row["diversity"]
+    return "" if found is None else f"{found['distinct_pairs']:.2f} / {found['similarity']:.2f}"
+
+
+CONTENDER = Column("contender", _label)
+TASK = Column("task", lambda row: row["task"])
+DECODING = (
+    Column("perplexity", lambda row: f"{row['decoding']['perplexity']['value']:.3f}"),
+    Column("against sampling", lambda row: interval(row["decoding"]["perplexity_change"], "+.0%")),
+    Column("tokens/call", lambda row: f"{row['decoding']['tokens_per_call']['value']:.2f}"),
+    Column("tokens/answer", lambda row: f"{row['decoding']['tokens_per_answer']:.0f}"),
+    Column("cut", lambda row: f"{row['decoding']['cut_share']:.0%}"),
+    Column("diversity", _diversity),
+    Column("speed", lambda row: interval(row["decoding"]["speed_ratio"], ".2f")),
+)
+SCORE = (
+    Column("score", lambda row: interval(row["score"], ".3f")),
+    Column("change", lambda row: interval(row["score_change"], "+.3f")),
+    Column("p", _p_value),
+    Column("without empty gold", lambda row: interval(row["score_without_empty"], ".3f")),
+)
+SHARES = (
+    CONTENDER,
+    Column("blocks", lambda row: str(row["num_blocks"])),
+    Column("share of the optimum", lambda row: interval(row["share"], ".2f")),
+    Column("geometric", lambda row: f"{row['geometric_share']:.2f}"),
+    Column("smallest", lambda row: f"{row['smallest_share']:.2g}"),
+    Column("optimal", lambda row: f"{row['is_optimal']:.0%}"),
+    Column("smallest P/Q kept", lambda row: "" if row["smallest_ratio"] is None else f"{row['smallest_ratio']:.3g}"),
+)
+TABLES = (
+    ResultTable("spider", ("results_spider.json", "results_spider_seeds.json"), (CONTENDER, *SCORE, *DECODING)),
+    ResultTable("quality", ("results_quality.json",), (TASK, CONTENDER, *SCORE, *DECODING)),
+    ResultTable("dial", ("results_threshold.json",), (TASK, CONTENDER, *SCORE[:1], *DECODING)),
+    ResultTable("dial of the text-to-SQL pair", ("results_threshold_spider.json",), (CONTENDER, *SCORE[:1], *DECODING)),
+    ResultTable("auxiliary size", ("results_auxiliary_size.json",), (CONTENDER, *DECODING)),
+    ResultTable("approximation", ("results_approximation.json",), SHARES, rows="shares"),
+)
+
+
+SPEED, ACCEPTANCE, SPIDER = "bench_default_pair_int8.json", "default_pair_acceptance.json", "results_spider.json"
+SOURCES = (
+    "`mmtad` at tau 0.9 on 40 chat prompts of the default pair, [README](../README.md)",
+    "the same beside `speculative`",
+    "`mmtad` at tau 0.5, [performance.md](performance.md)",
+    "`mmtad` at tau 0.5 on Spider, below",
+)
+
+
+def result_lines(table: ResultTable, records: Sequence[Record]) -> str:
+    """The table in Markdown, with how it was measured."""
+    rows = [row for record in records for row in record[table.rows]]
+    columns = [column for column in table.columns if any(column.cell(row) for row in rows)]
+    cells = [[column.heading for column in columns], ["---"] * len(columns)]
+    cells += [[column.cell(row) for column in columns] for row in rows]
+    captions = [_caption(record, name) for record, name in zip(records, table.records, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n\n" + "\n".join(captions)
+
+
+def paper_lines(records: dict[str, Record]) -> str:
+    """What the paper claims beside what the records hold; `records` by file name."""
+    bench = {item.label: item for item in summarize_speed(records[SPEED], "speculative")}
+    dial = {item.label: item for item in summarize(records[ACCEPTANCE])}
+    sql = {row["contender"]: row for row in records[SPIDER]["rows"]}
+    perplexity = dial["mmtad:threshold=0.9"].perplexity_change
+    calls = dial["mmtad:threshold=0.9"].tokens_per_call.value / dial["speculative"].tokens_per_call.value
+    speed, score = bench["mmtad"].ratio, sql["mmtad"]["score"]["value"] / sql["autoregressive"]["score"]["value"]
+    assert perplexity is not None
+    assert speed is not None
+    reached = (
+        ("perplexity against single-token sampling", "-21.2%", f"{perplexity.value:+.1%}", perplexity.value / -0.212),
+        ("tokens per call against lossless drafts", "1.20x", f"{calls:.2f}x", (calls - 1) / 0.20),
+        ("speed against speculative decoding", "1.42x", f"{speed.value:.2f}x", (speed.value - 1) / 0.42),
+        ("score against single-token sampling", "+43%", f"{score - 1:+.1%}", (score - 1) / 0.43),
+    )
+    lines = ["| claim | paper | here | share of the claimed gain | measured by |", "|---|---|---|---|---|"]
+    for (claim, theirs, ours, share), source in zip(reached, SOURCES, strict=True):
+        lines.append(f"| {claim} | {theirs} | {ours} | {share:.0%} | {source} |")
+    lines.append("| energy a token against speculative decoding | 1/1.54 | not measured | | no counter at hand |")
+    return "\n".join(lines)
+
+
+def _caption(record: Record, name: str) -> str:
+    run, models = record["run"], record["models"]
+    settings = next(iter(record["contenders"].values()))["settings"]
+    length = record["workload"]["max_new_tokens"]
+    limit = "" if length is None else f"at most {length} new tokens, "
+    return (
+        f"Gamma {settings['gamma']} and width {settings['beam_width']} unless told, temperature "
+        f"{settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}, {limit}batches of "
+        f"{record['workload']['batch_size']}, {models['dtype']}, {run['machine']['processor']}, commit "
+        f"{run['commit'][:7]}: `{run['command']}`. Record: [{name}](../benchmarks/records/{name})."
+    )
