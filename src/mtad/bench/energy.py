@@ -104,6 +104,20 @@ def split_contenders(contenders: Sequence[Contender]) -> tuple[list[Contender], 
     return [item for item in contenders if item.label not in skipped], skipped
 
 
+def describe_meter(meter: EnergyMeter) -> dict[str, Any]:
+    """What records keep of a meter."""
+    return {
+        "backend": meter.name,
+        "scopes": list(meter.scopes),
+        "scope": name_scopes(meter.scopes),
+        "is_recording": meter.is_recording,
+        "minimum_s": meter.minimum_s,
+        "resolution_s": meter.resolution_s,
+        "not_measured": meter.not_measured,
+        "reason": None if meter.scopes else join_reasons(meter.not_measured),
+    }
+
+
 def open_energy_record(engine: Engine, plan: EnergyPlan, meter: EnergyMeter, skipped: dict[str, str]) -> dict[str, Any]:
     """An empty record: provenance, models, meter, and everything that must be alike to go on with it."""
     labels = [item.label for item in plan.contenders]
@@ -113,16 +127,7 @@ def open_energy_record(engine: Engine, plan: EnergyPlan, meter: EnergyMeter, ski
         "run": describe_run(),
         "models": asdict(engine.models.options),
         "threads": torch.get_num_threads(),
-        "meter": {
-            "backend": meter.name,
-            "scopes": list(meter.scopes),
-            "scope": name_scopes(meter.scopes),
-            "is_recording": meter.is_recording,
-            "minimum_s": meter.minimum_s,
-            "resolution_s": meter.resolution_s,
-            "not_measured": meter.not_measured,
-            "reason": None if meter.scopes else join_reasons(meter.not_measured),
-        },
+        "meter": describe_meter(meter),
         "setup": {
             "contenders": {item.label: asdict(engine.resolve(item.options)) for item in plan.contenders},
             "baseline": choose_baseline(labels),

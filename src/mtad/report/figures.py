@@ -91,7 +91,7 @@ def draw_energy(rows: Rows) -> str:
     if has_joules:
         axes[1].set_xlabel("perplexity")
         for axis in axes:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max(row["joules_per_token"]["high"] for row in rows))
     _legend(axes[-1])
     return _svg(figure)
 
