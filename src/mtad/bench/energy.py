@@ -267,7 +267,8 @@ def _serve(
     count, first = len(schedule.times), repeat * len(schedule.times)
     prompts = [_prompt(engine, workload, first + index) for index in range(count)]
     with _open_session(engine, workload, prompts) as session:
-        others = [_prompt(engine, workload, _WARM_UP_NUMBER + row) for row in range(min(workload.batch_size, count))]
+        rows = range(min(workload.batch_size, count))
+        others = [build_prompt(engine.tokenizer, 0, _NUMBER_STEP * (_WARM_UP_NUMBER + row)) for row in rows]
         warm_up(session, others, options)
         if meter is None:
             return serve(session, prompts, options, schedule), None
@@ -278,7 +279,7 @@ def _serve(
 
 def _open_session(engine: Engine, workload: EnergyWorkload, prompts: Sequence[list[int]]) -> BatchSession:
     longest = max(len(prompt) for prompt in prompts)
-    # Prompts of one length differ by some words; a warm-up's may be the longest.
+    # A warm-up's question may be longer than these.
     room = 2 * longest + workload.new_tokens
     return engine.session(max_rows=workload.batch_size, max_tokens=room)
 

@@ -34,7 +34,7 @@ J/token       joules of the whole window by tokens, the median (95% interval whe
 net           the same without what the machine takes at rest
 saving        speculative's J/token by this one's on the same requests
 draft, verify joules or milliseconds of an iteration's two halves, each measured alone
-tokens/s      tokens by seconds of decoding, waiting left out, the median
+tokens/s      tokens by seconds of work, prompts included, waiting left out, the median
 latency       seconds from a request's time to its whole answer, the median
 busy          share of the window that was not spent waiting for requests
 

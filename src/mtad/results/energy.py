@@ -33,7 +33,7 @@ class EnergySummary:
         score_joules: Of the target's call alone, an iteration.
         draft_ms: Milliseconds of the same.
         score_ms: Milliseconds of the same.
-        tokens_per_s: Emitted tokens by seconds of decoding, waiting left out; the median.
+        tokens_per_s: Emitted tokens by seconds of work, prompts included and waiting left out; the median.
         speed_ratio: The same by the baseline's; the median.
         latency_s: From a request's time to its whole answer, the median over requests.
         busy_share: Share of the window that was not spent waiting for requests.
