@@ -133,14 +133,15 @@ def warm_up(session: BatchSession, prompts: Sequence[list[int]], options: Genera
         prompts: One for each row of the session.
         options: Settings of all.
     """
-    tickets: list[int] = []
-    while len(tickets) < len(prompts):
-        joining = prompts[len(tickets) : max(2 * len(tickets), 1)]
-        tickets += [session.submit(prompt, options) for prompt in joining]
-        # One step reads the prompts, one runs as it is, one is captured, one is replayed.
-        for _ in range(4):
-            session.step()
-    for ticket in tickets:
+    num_pieces: dict[int, int] = {}
+    while len(num_pieces) < len(prompts):
+        joining = prompts[len(num_pieces) : max(2 * len(num_pieces), 1)]
+        num_pieces |= {session.submit(prompt, options): 0 for prompt in joining}
+        # The first iteration of a shape runs as it is, the second one is captured, the third one replayed.
+        while session.num_running + session.num_waiting and min(num_pieces.values()) < 3:
+            for piece in session.step():
+                num_pieces[piece.row] += 1 if piece.result is None else 3
+    for ticket in num_pieces:
         session.cancel(ticket)
     while session.num_waiting or session.num_running:
         session.step()

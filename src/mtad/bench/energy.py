@@ -104,6 +104,20 @@ def split_contenders(contenders: Sequence[Contender]) -> tuple[list[Contender], 
     return [item for item in contenders if item.label not in skipped], skipped
 
 
+def describe_meter(meter: EnergyMeter) -> dict[str, Any]:
+    """What records keep of a meter."""
+    return {
+        "backend": meter.name,
+        "scopes": list(meter.scopes),
+        "scope": name_scopes(meter.scopes),
+        "is_recording": meter.is_recording,
+        "minimum_s": meter.minimum_s,
+        "resolution_s": meter.resolution_s,
+        "not_measured": meter.not_measured,
+        "reason": None if meter.scopes else join_reasons(meter.not_measured),
+    }
+
+
 def open_energy_record(engine: Engine, plan: EnergyPlan, meter: EnergyMeter, skipped: dict[str, str]) -> dict[str, Any]:
     """An empty record: provenance, models, meter, and everything that must be alike to go on with it."""
     labels = [item.label for item in plan.contenders]
@@ -113,16 +127,7 @@ def open_energy_record(engine: Engine, plan: EnergyPlan, meter: EnergyMeter, ski
         "run": describe_run(),
         "models": asdict(engine.models.options),
         "threads": torch.get_num_threads(),
-        "meter": {
-            "backend": meter.name,
-            "scopes": list(meter.scopes),
-            "scope": name_scopes(meter.scopes),
-            "is_recording": meter.is_recording,
-            "minimum_s": meter.minimum_s,
-            "resolution_s": meter.resolution_s,
-            "not_measured": meter.not_measured,
-            "reason": None if meter.scopes else join_reasons(meter.not_measured),
-        },
+        "meter": describe_meter(meter),
         "setup": {
             "contenders": {item.label: asdict(engine.resolve(item.options)) for item in plan.contenders},
             "baseline": choose_baseline(labels),
@@ -262,7 +267,8 @@ def _serve(
     count, first = len(schedule.times), repeat * len(schedule.times)
     prompts = [_prompt(engine, workload, first + index) for index in range(count)]
     with _open_session(engine, workload, prompts) as session:
-        others = [_prompt(engine, workload, _WARM_UP_NUMBER + row) for row in range(min(workload.batch_size, count))]
+        rows = range(min(workload.batch_size, count))
+        others = [build_prompt(engine.tokenizer, 0, _NUMBER_STEP * (_WARM_UP_NUMBER + row)) for row in rows]
         warm_up(session, others, options)
         if meter is None:
             return serve(session, prompts, options, schedule), None
@@ -273,7 +279,7 @@ def _serve(
 
 def _open_session(engine: Engine, workload: EnergyWorkload, prompts: Sequence[list[int]]) -> BatchSession:
     longest = max(len(prompt) for prompt in prompts)
-    # Prompts of one length differ by some words; a warm-up's may be the longest.
+    # A warm-up's question may be longer than these.
     room = 2 * longest + workload.new_tokens
     return engine.session(max_rows=workload.batch_size, max_tokens=room)
 

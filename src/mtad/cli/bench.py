@@ -6,7 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtad.cli.bench_extras import add_extras, measure_memory, resolve_gguf, write_profiles
+from mtad.cli.bench_extras import (
+    add_extras,
+    energy_cell,
+    measure_bench_energy,
+    measure_memory,
+    resolve_gguf,
+    write_profiles,
+)
 from mtad.cli.bench_server import add_server, run_server
 from mtad.cli.generate import describe_twins, load_engine
 from mtad.cli.parser import add_common, read_settings
@@ -43,6 +50,7 @@ tokens/call   emitted tokens by calls of the target
 perplexity    of the answers under the target at temperature 1
 floor         share of the time that reading weights and cache once a call would take
 peak MB       most memory that a process with this contender alone held (--peak-memory)
+J/token       joules of whole runs, prompts included, by tokens (--energy); see mtad energy
 
 With --server nothing is loaded: a running mtad serve is asked for streamed chats, --streams
 at a time or --rates a second, with the decoding flags that are given as fields of the requests.
@@ -148,6 +156,9 @@ def run(options: argparse.Namespace) -> int:
     status = _measure(engine, runners, workloads, record, options)
     if options.peak_memory and status == 0:
         record["peak_memory"] = measure_memory(options, models, generation, new_tokens)
+    if options.energy and status == 0:
+        repeats = QUICK_REPEATS if options.quick else options.repeats
+        record["energy"] = measure_bench_energy(engine, contenders, workloads, repeats, options)
     _finish(record, options)
     if options.profile_file is not None and status == 0:
         profiles = write_profiles(engine, contenders, workloads[0], options.profile_file)
@@ -232,19 +243,24 @@ def _show(record: dict[str, Any], baseline: str, is_json: bool) -> None:
 
         facts = {key: record[key] for key in ("run", "models", "threads", "bandwidth", "skipped")}
         facts |= {"peak_memory": peak_memory(), "peak_memory_alone": record.get("peak_memory")}
+        facts |= {"energy": record["energy"]} if "energy" in record else {}
         workloads = record["setup"]["workloads"]
         print(to_json(facts | {"workloads": workloads, "baseline": baseline, "rows": speed_to_json(summaries)}))
         return
+    peaks, energy = record.get("peak_memory"), record.get("energy")
+    if energy is not None:
+        print(energy["line"])
+    headings = (*HEADINGS, *_peak_heading(peaks), *([] if energy is None else ["J/token"]))
     for number, workload in enumerate(record["setup"]["workloads"]):
-        peaks = record.get("peak_memory")
-        rows = [[*_cells(item), *_peak(peaks, item.label)] for item in summaries if item.workload == number]
+        rows = [
+            [*_cells(item), *_peak(peaks, item.label), *energy_cell(energy, number, item.label)]
+            for item in summaries
+            if item.workload == number
+        ]
         if rows:
             twins = describe_twins(ModelOptions(**record["models"]))
             print(f"{workload['label']}, {record['models']['dtype']}, {record['threads']} threads")
-            print(
-                "".join(f"{line}\n" for line in [twins] if line)
-                + format_table((*HEADINGS, *_peak_heading(peaks)), rows)
-            )
+            print("".join(f"{line}\n" for line in [twins] if line) + format_table(headings, rows))
         for label, reason in record["skipped"].get(workload["label"], {}).items():
             print(f"{label}: not measured, {reason}")
 

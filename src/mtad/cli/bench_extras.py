@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mtad.cli.energy import add_meter_flag
 from mtad.cli.tables import format_table
 from mtad.config import GenerationOptions, ModelOptions
 from mtad.errors import ConfigError
@@ -34,6 +35,10 @@ def add_extras(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON file to write: where an iteration's time goes, by stage and operation",
     )
+    parser.add_argument(
+        "--energy", action="store_true", help="joules per token of our contenders, in windows after the speeds"
+    )
+    add_meter_flag(parser)
     parser.add_argument(
         "--gguf", type=Path, metavar="FILE", help="the target for llama_cpp (default: the pair's own, downloaded once)"
     )
@@ -90,6 +95,49 @@ def measure_memory(
         own = dict.fromkeys(label for label in options.rules if label not in PEER_NAMES)
         labels = tqdm(own, desc="memory", disable=None, leave=False)
         return {label: peak_memory_of([*shared, label]) for label in labels}
+
+
+def measure_bench_energy(
+    engine: "Engine",
+    contenders: Sequence["Contender"],
+    workloads: Sequence["SpeedWorkload"],
+    repeats: int,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Joules of every contender on every workload; without a counter the reason alone.
+
+    Raises:
+        EnergyError: The meter that was asked for cannot be had.
+    """
+    from tqdm import tqdm
+
+    from mtad.bench.energy import describe_meter, synchronizer
+    from mtad.bench.speed_energy import measure_joules
+    from mtad.energy import open_meter
+
+    meter = open_meter(options.meter, synchronize=synchronizer(engine))
+    try:
+        rows: list[dict[str, Any]] = []
+        if meter.scopes:
+            with tqdm(total=len(contenders) * len(workloads), desc="energy", disable=None, leave=False) as bar:
+                rows = measure_joules(engine, contenders, workloads, repeats, meter, lambda _: bar.update() and None)
+        return {"meter": describe_meter(meter), "line": meter.describe(), "rows": rows}
+    finally:
+        meter.close()
+
+
+def energy_cell(energy: dict[str, Any] | None, workload: int, label: str) -> list[str]:
+    """Joules per token of one line of the table; no cell where energy was not asked for."""
+    from mtad.results.energy import gross_joules, joule_format
+
+    if energy is None:
+        return []
+    for row in energy["rows"]:
+        if (row["workload"], row["contender"]) == (workload, label):
+            joules = gross_joules(row["reading"], energy["meter"]["scopes"])
+            if joules is not None:
+                return [f"{joules / row['num_tokens']:{joule_format(joules / row['num_tokens'])}}"]
+    return ["not measured"]
 
 
 def write_profiles(engine: "Engine", contenders: Sequence["Contender"], workload: "SpeedWorkload", path: Path) -> str:

@@ -34,7 +34,7 @@ J/token       joules of the whole window by tokens, the median (95% interval whe
 net           the same without what the machine takes at rest
 saving        speculative's J/token by this one's on the same requests
 draft, verify joules or milliseconds of an iteration's two halves, each measured alone
-tokens/s      tokens by seconds of decoding, waiting left out, the median
+tokens/s      tokens by seconds of work, prompts included, waiting left out, the median
 latency       seconds from a request's time to its whole answer, the median
 busy          share of the window that was not spent waiting for requests
 
@@ -267,16 +267,19 @@ def _cells(row: "EnergySummary", *, has_joules: bool) -> list[str]:
     token, net, saving = row.joules_per_token, row.net_joules_per_token, row.saving
     return [
         row.label,
-        "not measured" if token is None else f"{token.value:.4f}",
-        "" if token is None or row.num_windows == 1 else f"({token.low:.4f} to {token.high:.4f})",
-        _number(None if net is None else net.value, ".4f"),
-        _number(row.joules_per_answer, ".2f"),
+        "not measured" if token is None else _number(token.value),
+        "" if token is None or row.num_windows == 1 else f"({_number(token.low)} to {_number(token.high)})",
+        _number(None if net is None else net.value),
+        _number(row.joules_per_answer),
         "" if saving is None else f"{saving.value:.2f}x",
-        _number(row.draft_joules, ".4f"),
-        _number(row.score_joules, ".4f"),
+        _number(row.draft_joules),
+        _number(row.score_joules),
         *speed,
     ]
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "" if value is None else f"{value:{spec}}"
+def _number(value: float | None, spec: str | None = None) -> str:
+    """A number, joules unless it has a format of its own."""
+    from mtad.results.energy import joule_format
+
+    return "" if value is None else f"{value:{spec or joule_format(value)}}"

@@ -31,7 +31,8 @@ class PhaseLoop:
                 state.fix_shapes()
         with torch.inference_mode():
             self._tree = self._draft()
-            self._draft_again = _repeatable(lambda: self._draft().tokens, capture)
+            # Without a draft there is nothing to capture, of which CUDA would warn.
+            self._draft_again = _repeatable(lambda: self._draft().tokens, capture if self.num_nodes else None)
             self._score_again = _repeatable(self._score, capture)
 
     @torch.inference_mode()

@@ -126,14 +126,16 @@ def _table(record: Record) -> tuple[Sequence[str], list[list[str]]]:
 
 def _workloads(record: Record, prefix: str, files: Files) -> list[str]:
     """The figures of every workload of an energy record; the figures go into `files` as well."""
-    parts = []
+    parts, shapes = [], set()
     for number, workload in enumerate(record.document["setup"]["workloads"]):
         rows = [row for row in record.rows if row["workload"] == number]
         if not rows:
             continue
         parts.append(f"<h3>{workload['label']}</h3>")
         drawings = {"energy": (draw_energy(rows), "energy, speed and perplexity, with 95% intervals over windows")}
-        if all(row["score_ms"] is not None for row in rows):
+        shape = workload["batch_size"], workload["prompt_tokens"]
+        if shape not in shapes and all(row["score_ms"] is not None for row in rows):
+            shapes.add(shape)
             drawings["phases"] = draw_phases(rows), "drafting and verifying of an iteration, each measured alone"
         for name, (drawing, caption) in drawings.items():
             _keep(drawing, f"{prefix}workload-{number + 1}-{name}", files)

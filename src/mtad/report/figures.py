@@ -105,12 +105,12 @@ def draw_energy(rows: Rows) -> Drawing:
         joules = row["joules_per_token"]
         axes[0].errorbar([speed["value"]], [joules["value"]], xerr=_borders(speed), yerr=_borders(joules), **style)
         axes[1].errorbar([perplexity], [joules["value"]], yerr=_borders(joules), **style)
-    axes[0].set_xlabel("tokens per second of decoding")
+    axes[0].set_xlabel("tokens per second of work")
     axes[0].set_ylabel("joules per token" if has_joules else "perplexity (energy not measured)")
     if has_joules:
         axes[1].set_xlabel("perplexity")
         for axis in axes:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max(row["joules_per_token"]["high"] for row in rows))
     _legend(axes[-1])
     return _drawing(figure)
 

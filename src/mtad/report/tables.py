@@ -5,6 +5,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from mtad.results.energy import joule_format
+
 HEADINGS = (
     *("task", "contender", "items", "score", "change", "p", "perplexity", "perplexity change"),
     *("tokens/call", "tokens/answer", "cut", "tokens/s", "speed"),
@@ -52,18 +54,21 @@ def energy_cells(row: dict[str, Any], workload: str) -> list[str]:
     """One row of an energy record."""
     has_interval = row["num_windows"] > 1
 
-    def value(estimate: dict[str, float] | None, spec: str) -> str:
-        return interval(estimate, spec) if has_interval or estimate is None else f"{estimate['value']:{spec}}"
+    def value(estimate: dict[str, float] | None, spec: str | None = None) -> str:
+        if estimate is None:
+            return ""
+        spec = spec or joule_format(estimate["value"])
+        return interval(estimate, spec) if has_interval else f"{estimate['value']:{spec}}"
 
     return [
         workload,
         row["label"],
-        value(row["joules_per_token"], ".4f") or "not measured",
-        value(row["net_joules_per_token"], ".4f"),
-        _number(row["joules_per_answer"], ".2f"),
+        value(row["joules_per_token"]) or "not measured",
+        value(row["net_joules_per_token"]),
+        _number(row["joules_per_answer"]),
         value(row["saving"], ".2f"),
         _number(row["watts"], ".1f"),
-        *(_number(row[f"{phase}_joules"], ".4f") for phase in ("draft", "score")),
+        *(_number(row[f"{phase}_joules"]) for phase in ("draft", "score")),
         *(_number(row[f"{phase}_ms"], ".2f") for phase in ("draft", "score")),
         value(row["tokens_per_s"], ".1f"),
         value(row["speed_ratio"], ".2f"),
@@ -119,8 +124,8 @@ def to_csv(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "" if value is None else f"{value:{spec}}"
+def _number(value: float | None, spec: str | None = None) -> str:
+    return "" if value is None else f"{value:{spec or joule_format(value)}}"
 
 
 def _pair(before: dict[str, float] | None, after: dict[str, float] | None) -> str:

@@ -33,7 +33,7 @@ class EnergySummary:
         score_joules: Of the target's call alone, an iteration.
         draft_ms: Milliseconds of the same.
         score_ms: Milliseconds of the same.
-        tokens_per_s: Emitted tokens by seconds of decoding, waiting left out; the median.
+        tokens_per_s: Emitted tokens by seconds of work, prompts included and waiting left out; the median.
         speed_ratio: The same by the baseline's; the median.
         latency_s: From a request's time to its whole answer, the median over requests.
         busy_share: Share of the window that was not spent waiting for requests.
@@ -87,10 +87,18 @@ def energy_to_json(summaries: Sequence[EnergySummary]) -> list[dict[str, Any]]:
     return [asdict(item) for item in summaries]
 
 
+def joule_format(value: float) -> str:
+    """How joules of this size are written: about four digits."""
+    places = next((places for border, places in ((1, 4), (10, 3), (100, 2)) if abs(value) < border), 1)
+    return f".{places}f"
+
+
 def gross_joules(reading: dict[str, Any], scopes: Sequence[str]) -> float | None:
     """Joules of a reading, all scopes together; None unless every one of them was measured."""
     joules = reading["joules"]
-    return sum(joules[scope] for scope in scopes) if scopes and all(scope in joules for scope in scopes) else None
+    if not scopes or any(scope not in joules for scope in scopes):
+        return None
+    return float(sum(joules[scope] for scope in scopes))
 
 
 def net_joules(reading: dict[str, Any], scopes: Sequence[str]) -> float | None:
@@ -98,7 +106,7 @@ def net_joules(reading: dict[str, Any], scopes: Sequence[str]) -> float | None:
     gross, idle = gross_joules(reading, scopes), reading["idle_watts"]
     if gross is None or any(scope not in idle for scope in scopes):
         return None
-    return gross - float(reading["seconds"]) * sum(idle[scope] for scope in scopes)
+    return gross - float(reading["seconds"] * sum(idle[scope] for scope in scopes))
 
 
 def _summary(

@@ -73,6 +73,18 @@ def test_captured_phases_give_the_same(engine: Engine) -> None:
             torch.testing.assert_close(captured.score(), expected[1])
 
 
+def test_an_empty_draft_is_not_captured(engine: Engine) -> None:
+    calls = []
+
+    def capture(call: Call) -> Call:
+        calls.append(record_call(call))
+        return calls[-1]
+
+    with open_phases(engine, PROMPTS, GenerationOptions(method="autoregressive")) as phases:
+        PhaseLoop(phases._decoder, capture)
+    assert len(calls) == 1
+
+
 def test_the_engine_is_busy_meanwhile_and_free_afterwards(engine: Engine) -> None:
     with (
         open_phases(engine, PROMPTS, GenerationOptions(method="autoregressive")),

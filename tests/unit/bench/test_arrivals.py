@@ -22,20 +22,20 @@ def engine() -> Engine:
 
 def test_steady_requests_come_one_by_one_at_their_share_of_the_speed() -> None:
     schedule = plan_arrivals(PATTERNS["steady"], batch_size=4, service_s=2.8, window_s=5)
-    assert schedule.times == (0, 1, 2, 3, 4)
+    assert list(schedule.times) == [0, 1, 2, 3, 4]
     assert schedule.seconds == 5
 
 
 def test_bursts_are_twice_the_batch_at_the_same_mean_rate() -> None:
     schedule = plan_arrivals(PATTERNS["bursty"], batch_size=4, service_s=2.8, window_s=5)
-    assert schedule.times == (0,) * 8
+    assert list(schedule.times) == [0] * 8
     assert schedule.seconds == pytest.approx(8)
-    assert plan_arrivals(PATTERNS["bursty"], 1, 0.35, 1.5).times == (0, 0, 1, 1)
+    assert list(plan_arrivals(PATTERNS["bursty"], 1, 0.35, 1.5).times) == [0, 0, 1, 1]
 
 
 def test_idle_requests_leave_the_machine_alone_most_of_the_time() -> None:
     schedule = plan_arrivals(PATTERNS["idle"], batch_size=1, service_s=0.5, window_s=5)
-    assert (schedule.times, schedule.seconds) == ((0,), 5)
+    assert [*schedule.times, schedule.seconds] == [0, 5]
     assert len(plan_arrivals(PATTERNS["idle"], 1, 0.5, 12).times) == 3
 
 
@@ -57,7 +57,12 @@ def test_requests_are_submitted_at_their_times_and_the_rest_is_waiting(
     with engine.session(max_rows=2, max_tokens=40) as session:
         moments: list[float] = []
         submit = session.submit
-        monkeypatch.setattr(session, "submit", lambda *parts: moments.append(time() - 100) or submit(*parts))
+
+        def note(*parts: Any) -> int:
+            moments.append(time() - 100)
+            return submit(*parts)
+
+        monkeypatch.setattr(session, "submit", note)
         monkeypatch.setattr(session, "step", stepping(session, time, 0.1))
         served = serve(session, PROMPTS, OPTIONS, Schedule((0, 0, 30), 60), clock=time, sleep=time.sleep)
     assert moments == [0, 0, 30]

@@ -163,3 +163,28 @@ def test_extras_that_cannot_be_had_are_refused(command: RunCommand, words: tuple
     outcome = command("bench", *words)
     assert outcome.status == 2
     assert sentence in outcome.err
+
+
+def test_joules_per_token_stand_in_the_table_for_our_own_contenders(
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch, stock: None, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mtad.energy.meter.MINIMUM_WINDOW_S", 0.1)
+    counter, record = tmp_path / "counter.json", tmp_path / "bench.json"
+    seconds = [tick / 1000 for tick in range(1001)]
+    counter.write_text(json.dumps({"seconds": seconds, "joules": {"gpu": [100 * moment for moment in seconds]}}))
+    words = ("--rules", "transformers", "autoregressive", "--energy", "--record", str(record))
+    outcome = command("bench", *words, "--meter", f"replay:{counter}", *SHORT)
+    assert outcome.status == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("energy of GPU, replayed from a recording, not of this run")
+    assert lines[2].endswith("J/token")
+    assert lines[3].endswith("not measured"), "peers score their answers within a run"
+    (row,) = json.loads(record.read_text())["energy"]["rows"]
+    assert (row["num_batches"] % 2, row["num_tokens"]) == (0, 5 * row["num_batches"])
+    assert row["reading"]["joules"]["gpu"] == pytest.approx(100 * row["reading"]["seconds"], rel=0.3)
+    per_token = row["reading"]["joules"]["gpu"] / row["num_tokens"]
+    assert float(lines[4].split()[-1]) == pytest.approx(per_token, rel=1e-2)
+    nothing = command("bench", "--rules", "autoregressive", "--energy", "--meter", "none", *SHORT)
+    assert nothing.status == 0, nothing.err
+    assert nothing.out.splitlines()[0] == "energy: not measured: no meter was asked for"
+    assert nothing.out.splitlines()[3].endswith("not measured")

@@ -175,7 +175,7 @@ def test_methods_that_take_whole_batches_are_left_out_with_the_reason(command: R
 def test_what_cannot_be_run_is_refused_in_one_sentence(
     command: RunCommand, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
 ) -> None:
-    monkeypatch.setitem(opening.OPENERS, "rapl", refuse("not here"))  # type: ignore[call-overload]
+    monkeypatch.setitem(opening.OPENERS, "rapl", refuse("not here"))
     only_sentence(command("energy", *words), sentence)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mtad.results.energy import choose_baseline, summarize_energy
+from mtad.results.energy import choose_baseline, joule_format, summarize_energy
 
 
 def sample(label: str, repeat: int, watts: float, seconds: float = 10.0, **changes: Any) -> dict[str, Any]:
@@ -113,3 +113,8 @@ def test_phases_are_those_of_the_same_batch() -> None:
 def test_the_baseline_is_speculative_sampling_where_it_takes_part() -> None:
     assert choose_baseline(["autoregressive", "speculative:gamma=6", "mmtad"]) == "speculative:gamma=6"
     assert choose_baseline(["mmtad", "mtad"]) == "mmtad"
+
+
+def test_joules_of_every_size_have_about_four_digits() -> None:
+    shown = [f"{value:{joule_format(value)}}" for value in (0.01234, 2.3456, -45.678, 211.0657, 6714.68)]
+    assert shown == ["0.0123", "2.346", "-45.68", "211.1", "6714.7"]
