@@ -195,9 +195,9 @@ def full_disk(scene: Scene) -> Found:
 
 def terminated(scene: Scene) -> Found:
     """SIGTERM while twenty streams run."""
-    with scene.start() as server, ThreadPoolExecutor(20) as pool:
+    with scene.start("--drain-timeout", "120") as server, ThreadPoolExecutor(20) as pool:
         client = ServerClient(server.url)
-        running = [pool.submit(client.stream, chat(300, seed=seed)) for seed in range(20)]
+        running = [pool.submit(client.stream, chat(200, seed=seed)) for seed in range(20)]
         wait_until(lambda: client.counters().get("mtad_open_answers") == 20, 30)
         server.terminate()
         wait_until(lambda: not server.is_ready(), 10)
