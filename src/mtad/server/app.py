@@ -22,6 +22,7 @@ from mtad.errors import ConfigError, MtadError, PromptError
 from mtad.server.answers import Answers, described, event_stream
 from mtad.server.gate import BodyLimit, name_of_key
 from mtad.server.metrics import ReplyCounter, ServerMetrics
+from mtad.server.page import add_page, form_facts
 from mtad.server.replies import Style, error_body
 from mtad.server.wire import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from mtad.server.worker import EngineFaultError, EngineWorker
@@ -44,6 +45,8 @@ class Service:
     Attributes:
         num_open: Answers that run or wait.
         is_draining: Whether new requests are turned away.
+        model: Name of the target.
+        form: What the page's form is made of.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Service:
         self._tokenizer = copy.deepcopy(engine.tokenizer)
         self._created = int(time.time())
         self.model = engine.models.options.target
+        self.form = form_facts(engine.resolve(defaults), session, needs_key=bool(keys))
 
     def check_key(self, request: Request) -> None:
         """Raise 401 unless the request has one of the keys, or none is asked for."""
@@ -133,6 +137,7 @@ class Service:
             model=self.model,
             has_log_probs=has_log_probs,
             has_provenance=body.provenance,
+            is_lossless=Contender("", options).is_lossless,
             token_text=lambda token: self._text([token]),
         )
         if body.stream:
@@ -209,6 +214,7 @@ def create_app(service: Service, server: ServerOptions) -> FastAPI:
     guarded.add_api_route("/detokenize", service.detokenize, methods=["POST"])
     app.include_router(guarded)
     _add_operation(app, service)
+    add_page(app, service.form)
     _add_errors(app)
     app.add_middleware(BodyLimit, max_bytes=server.max_body_bytes)
     app.add_middleware(ReplyCounter, replies=service.metrics.replies)
