@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from tests.chromium import ADVICE, find_chromium
 
 from mtad.models.pairs import PairPaths, pair_paths
 
@@ -10,6 +11,20 @@ from mtad.models.pairs import PairPaths, pair_paths
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny tensors gain nothing from threads, and on a busy machine the threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_report_header() -> list[str]:
+    return [] if find_chromium() else [ADVICE]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the browser tests out where there is no browser."""
+    if find_chromium():
+        return
+    left_out = [item for item in items if item.get_closest_marker("browser")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

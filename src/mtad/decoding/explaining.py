@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtad.structures import StepExplanation, StepRecord
+from mtad.structures import StepExplanation, StepRecord, path_to
 from mtad.verification.base import joint_target_log_probs
 from mtad.verification.joint import winner_reference
 
@@ -36,12 +36,16 @@ class StepExplainer:
         if step is None:
             return None
         tree, acceptance = step.tree, step.acceptance
-        nodes = [node for node, is_there in enumerate(tree.valid[row].tolist()) if is_there]
+        is_there = tree.valid[row] & ~tree.carried[row]
+        nodes: list[int] = is_there.nonzero().squeeze(1).tolist()
         numbers = {-1: -1} | {node: number for number, node in enumerate(nodes)}
 
         def column(values: Tensor) -> list[float]:
             every: list[float] = values[row].tolist()
             return [every[node] for node in nodes]
+
+        def path(places: Tensor) -> tuple[int, ...]:
+            return tuple(numbers[node] for node in places[row].tolist() if node >= 0 and node in numbers)
 
         return StepExplanation(
             rule=self._rule,
@@ -53,7 +57,8 @@ class StepExplainer:
             joint_draft_log_probs=tuple(column(tree.joint_draft_log_probs)),
             joint_target_log_probs=tuple(column(self._joint_target)),
             joint_log_ratios=tuple(column(self._ratios)),
-            kept_path=tuple(numbers[node] for node in acceptance.path_nodes[row].tolist() if node >= 0),
+            winner_path=path(path_to(tree, tree.winner)[0]),
+            kept_path=path(acceptance.path_nodes),
             next_token=int(acceptance.next_tokens[row]),
         )
 

@@ -17,6 +17,7 @@ from mtad.server.answers import described
 from mtad.server.gate import BodyLimit
 from mtad.server.middleware import Gate, RequestScope
 from mtad.server.notes import note_of
+from mtad.server.page import add_page
 from mtad.server.replies import error_body
 from mtad.server.service import Service
 from mtad.server.worker import EngineFaultError
@@ -44,6 +45,7 @@ def create_app(service: Service, server: ServerOptions) -> FastAPI:
     app.add_api_route("/tokenize", service.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", service.detokenize, methods=["POST"])
     _add_operation(app, service)
+    add_page(app, service.form)
     _add_errors(app)
     _add_middleware(app, service, server)
     return app

@@ -1,10 +1,11 @@
 """What answers look like, in OpenAI's words and ours."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mtad.structures import GenerationResult, Piece
+from mtad.structures import GenerationResult, Piece, StepExplanation
 
 TokenText = Callable[[int], str]
 
@@ -20,6 +21,7 @@ class Style:
         model: The target's name.
         has_log_probs: Whether tokens come with log-probabilities.
         has_provenance: Whether streams say where every token came from.
+        is_lossless: Whether the rule keeps the target's law; said at the end of a stream.
         token_text: Text of one token.
     """
 
@@ -29,6 +31,7 @@ class Style:
     model: str
     has_log_probs: bool
     has_provenance: bool
+    is_lossless: bool | None
     token_text: TokenText
 
     def frame(self, choices: list[dict[str, Any]], *, is_chunk: bool) -> dict[str, Any]:
@@ -76,9 +79,9 @@ class Style:
             names = ("token_ids", "provenance", "log_probs", "segments")
             extra |= {name: getattr(piece, name) for name in names}
         if piece.step is not None:
-            extra["step"] = asdict(piece.step)
+            extra["step"] = explanation(piece.step, self.token_text)
         if piece.result is not None:
-            extra["statistics"] = statistics(piece.result)
+            extra |= {"statistics": statistics(piece.result), "is_lossless": self.is_lossless}
         return self.frame([choice | {"mtad": extra} if extra else choice], is_chunk=True)
 
     def whole(self, results: Sequence[GenerationResult], num_prompt_tokens: int) -> dict[str, Any]:
@@ -95,6 +98,18 @@ class Style:
         if self.kind == "chat":
             return choice | {"message": {"role": "assistant", "content": result.text}, "mtad": extra}
         return choice | {"text": result.text, "mtad": extra}
+
+
+def explanation(step: StepExplanation, token_text: TokenText) -> dict[str, Any]:
+    """What an iteration drafted and kept, with the tokens' texts; JSON has no infinity, so null stands for it."""
+    document = asdict(step)
+    for name in ("joint_draft_log_probs", "joint_target_log_probs", "joint_log_ratios"):
+        document[name] = [value if math.isfinite(value) else None for value in document[name]]
+    return document | {
+        "texts": [token_text(token) for token in step.tokens],
+        "pending_text": token_text(step.pending_token),
+        "next_text": token_text(step.next_token),
+    }
 
 
 def usage(results: Sequence[GenerationResult], num_prompt_tokens: int) -> dict[str, int]:

@@ -21,6 +21,7 @@ from mtad.server.metrics import ServerMetrics
 from mtad.server.middleware import retry_after
 from mtad.server.notes import RequestNote, note_of
 from mtad.server.open_answers import OpenAnswers
+from mtad.server.page import form_facts
 from mtad.server.rate_limits import RateLimit
 from mtad.server.replies import Style
 from mtad.server.server_log import ServerLog
@@ -45,6 +46,7 @@ class Service:
         open: Answers that run or wait.
         is_draining: Whether new requests are turned away.
         model: The target's name.
+        form: What the playground's form is made of.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Service:
         self._tokenizer = copy.deepcopy(engine.tokenizer)
         self._created = int(time.time())
         self.model = engine.models.options.target
+        self.form = form_facts(engine.resolve(defaults), session, needs_key=bool(keys))
         if log is not None:
             self.metrics.watch("mtad_lost_log_lines", "Lines of the log that were not written.", lambda: log.num_lost)
 
@@ -125,7 +128,7 @@ class Service:
         note.num_prompt_tokens = sum(map(len, token_ids))
         note.prompts = prompts if self._server.log_prompts else None
         self._admit(note, len(token_ids) * body.n)
-        style = self._style(kind, body, has_log_probs)
+        style = self._style(kind, body, options, has_log_probs)
         with ExitStack() as stack:
             answers = self._answers(body, token_ids, options, note)
             stack.enter_context(self.open.hold(note.client, len(answers.results)))
@@ -134,7 +137,7 @@ class Service:
             room = await answers.accepted()
             _check_room(body.asked_tokens, room, max(map(len, token_ids)))
             if not body.stream:
-                return await self._whole(answers, style, options, http)
+                return await self._whole(answers, style, http)
             close = stack.pop_all().close
         events = event_stream(
             answers,
@@ -164,7 +167,13 @@ class Service:
             timeout=min(body.timeout or self._server.request_timeout, self._server.request_timeout),
         )
 
-    def _style(self, kind: Any, body: ChatRequest | CompletionRequest, has_log_probs: bool) -> Style:
+    def _style(
+        self,
+        kind: Any,
+        body: ChatRequest | CompletionRequest,
+        options: GenerationOptions,
+        has_log_probs: bool,
+    ) -> Style:
         return Style(
             kind=kind,
             reply_id=f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}",
@@ -172,10 +181,11 @@ class Service:
             model=self.model,
             has_log_probs=has_log_probs,
             has_provenance=body.provenance,
+            is_lossless=Contender("", options).is_lossless,
             token_text=lambda token: self._text([token]),
         )
 
-    async def _whole(self, answers: Answers, style: Style, options: GenerationOptions, http: Request) -> Response:
+    async def _whole(self, answers: Answers, style: Style, http: Request) -> Response:
         """The finished reply; a client who leaves meanwhile ends its answers."""
         work = asyncio.ensure_future(answers.finished())
         gone = asyncio.ensure_future(http.receive())
@@ -187,7 +197,7 @@ class Service:
         finally:
             gone.cancel()
             work.cancel()
-        return JSONResponse(document | {"mtad": {"is_lossless": Contender("", options).is_lossless}})
+        return JSONResponse(document | {"mtad": {"is_lossless": style.is_lossless}})
 
     def _admit(self, note: RequestNote, num_answers: int) -> None:
         """Raise 503 while draining, 400 for too many answers at once, 429 where too much is asked for.

@@ -13,6 +13,8 @@ TopLogProbs = tuple[tuple[int, float], ...]
 class StepExplanation:
     """What one iteration drafted for one answer and why it kept what it kept: plain data, all lists by node.
 
+    Nodes that only carry a beam which has ended are left out.
+
     Attributes:
         rule: Name of the acceptance rule.
         threshold: tau of the answer; rules without one ignore it.
@@ -24,6 +26,7 @@ class StepExplanation:
         joint_target_log_probs: The target's, as the rule saw it.
         joint_log_ratios: The difference that a joint rule holds against log tau: to the winner's prefix of the same
             length for the rule `joint`, to the node's own path for the others; -inf where the target excludes a path.
+        winner_path: Nodes of the draft's winner, from the top, which the rule `joint` measures every path against.
         kept_path: Nodes that were kept, from the top.
         next_token: The token that the target added behind them.
     """
@@ -37,6 +40,7 @@ class StepExplanation:
     joint_draft_log_probs: tuple[float, ...]
     joint_target_log_probs: tuple[float, ...]
     joint_log_ratios: tuple[float, ...]
+    winner_path: tuple[int, ...]
     kept_path: tuple[int, ...]
     next_token: int
 

@@ -301,6 +301,11 @@ def test_explanations_tell_what_was_drafted_and_kept() -> None:
             seen_kept = True
             assert step.joint_log_ratios[step.kept_path[-1]] > torch.tensor(0.3).log()
             assert [step.parents[node] for node in step.kept_path] == [-1, *step.kept_path[:-1]]
+        assert [step.parents[node] for node in step.winner_path] == [-1, *step.winner_path[:-1]]
+        assert len(step.winner_path) == 2
+        for node in step.winner_path:
+            own = step.joint_target_log_probs[node] - step.joint_draft_log_probs[node]
+            assert step.joint_log_ratios[node] == pytest.approx(own, rel=1e-5)
     assert seen_kept
     alone_steps = [piece.step for piece in pieces if piece.row == 2]
     assert all(step is not None and step.tokens == () and step.rule == "target_only" for step in alone_steps)
