@@ -1,6 +1,7 @@
 """Fixtures that every folder of tests may use."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +11,14 @@ from mtad.models.pairs import PairPaths, pair_paths
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny tensors gain nothing from threads, and on a busy machine the threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def still_clock() -> Iterator[None]:
+    """Guards act on what iterations take: engines of tests see no time go by, so their answers can be repeated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtad.api.engine.perf_counter", lambda: 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Self, overload
 
 from mtad.api.constraints import spell_constraints
@@ -16,7 +17,9 @@ from mtad.api.session import BatchSession
 from mtad.config import GenerationOptions, ModelOptions, SessionOptions, replace_settings
 from mtad.decoding import (
     BatchRoom,
+    Clock,
     DecoderShelf,
+    Machine,
     Request,
     RollingBatch,
     RollingShelf,
@@ -45,13 +48,15 @@ class Engine:
 
     Args:
         models: What `load_models` returned.
+        clock: Seconds since any fixed moment, by which iterations are guarded; the machine's own when None.
     """
 
-    def __init__(self, models: LoadedModels) -> None:
+    def __init__(self, models: LoadedModels, clock: Clock | None = None) -> None:
         self.models = models
         self.tokenizer = models.tokenizer
         self._reader = RequestReader(models)
-        self._shelf = DecoderShelf(models.target, models.draft)
+        self._machine = Machine(clock=clock or perf_counter)
+        self._shelf = DecoderShelf(models.target, models.draft, self._machine)
         self._lock = threading.Lock()
 
     @classmethod
@@ -129,15 +134,17 @@ class Engine:
             raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size}")
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         changes = spell_constraints(changes, self.tokenizer)
-        resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
+        asked = replace_settings(options or GenerationOptions(), changes, "generate")
+        if trace is not None:
+            check_traceable(asked)
+            asked = asked.for_measurement()
+        resolved = self.resolve(asked)
         constraints = self._reader.constraints(resolved, logits_processor)
         token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
         requests = [
             self._reader.request(row, prompt, resolved, constraints, name=f"prompt {row + 1}")
             for row, prompt in enumerate(token_ids)
         ]
-        if trace is not None:
-            check_traceable(resolved)
         return self._run(requests, resolved, batch_size, None if trace is None else Path(trace))
 
     def session(
@@ -173,6 +180,7 @@ class Engine:
                 decode=self._decode,
                 token_texts=self._token_texts,
                 settings_record=self.settings_record,
+                machine=self._machine,
                 release=held.close,
             )
             on_error.pop_all()
@@ -211,6 +219,8 @@ class Engine:
 
     def resolve(self, options: GenerationOptions) -> GenerationOptions:
         """Fill what is open: sampling from the model's generation config, else 1.0 / top-k 10 / top-p 0.9; exit layers.
+
+        Where no seed is given it is 0, and `guard` auto becomes on; else it becomes off.
 
         Raises:
             ConfigError: More exit layers than the target has, or a grammar's file cannot be read.
@@ -273,7 +283,7 @@ class Engine:
         """A batch with room for any of the requests, whose places are taken by the next ones."""
         longest = max(len(request.prompt) + request.limits.max_new_tokens for request in requests)
         room = BatchRoom(max_rows=batch_size, max_tokens=longest, prefill_chunk=_LIST_CHUNK)
-        shelf = RollingShelf(self.models.target, self.models.draft, room, self._token_texts)
+        shelf = RollingShelf(self.models.target, self.models.draft, room, self._token_texts, self._machine)
         return RollingBatch(shelf, room, self._decode)
 
     def _decode(self, token_ids: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from mtad.api.memory import memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.config import GenerationOptions, SessionOptions
-from mtad.decoding import BatchRoom, RollingBatch, RollingShelf
+from mtad.decoding import BatchRoom, Machine, RollingBatch, RollingShelf
 from mtad.decoding.text import Decode
 from mtad.errors import CapacityError, MtadError
 from mtad.models.loading import LoadedModels
@@ -28,6 +28,7 @@ class BatchSession:
         decode: Turns token ids into text.
         token_texts: Gives the text of every token by itself.
         settings_record: Every setting of a run, as results keep it.
+        machine: Times iterations, and records them on CUDA.
         release: Called once the session is closed.
     """
 
@@ -40,6 +41,7 @@ class BatchSession:
         decode: Decode,
         token_texts: Callable[[], Sequence[str]],
         settings_record: Callable[[GenerationOptions], dict[str, Any]],
+        machine: Machine,
         release: Callable[[], None],
     ) -> None:
         self.options = options
@@ -50,7 +52,7 @@ class BatchSession:
             max_rows=options.max_rows, max_tokens=options.max_tokens, prefill_chunk=options.prefill_chunk
         )
         self._room = wanted.fitted(models.target, models.draft)
-        shelf = RollingShelf(models.target, models.draft, self._room, token_texts)
+        shelf = RollingShelf(models.target, models.draft, self._room, token_texts, machine)
         self._batch = RollingBatch(shelf, self._room, decode)
         self._release: Callable[[], None] | None = release
         self._next_ticket = 0

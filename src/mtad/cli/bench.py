@@ -106,6 +106,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
+    generation = generation.for_measurement()
     _check(options)
 
     from mtad.api.contenders import parse_contenders

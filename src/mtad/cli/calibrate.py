@@ -57,6 +57,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
+    generation = generation.for_measurement()
     if options.data is None or not options.tasks:
         raise ConfigError("calibrate needs --data DIR and --tasks NAME")
     if "batch_size" not in options:
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         tasks=load_tasks(names, options.data, evaluation),
         entrants=(),
         options=evaluation,
-        first_seed=generation.seed,
+        first_seed=generation.seed or 0,
         system=options.system,
         max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
     )
@@ -120,7 +121,9 @@ def _write(
     names = ("method", "drafter", "verifier", "gamma", "beam_width", "threshold")
     settings = {name: getattr(chosen, name) for name in names}
     others = {name: value for name, value in asdict(chosen).items() if name not in settings}
-    settings |= {name: value for name, value in others.items() if value != getattr(plain, name) and name != "seed"}
+    settings |= {
+        name: value for name, value in others.items() if value != getattr(plain, name) and name not in ("seed", "guard")
+    }
     measured = {
         "budget": budget.text,
         "is_confirmed": choice.verdict.is_confirmed,

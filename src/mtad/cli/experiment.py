@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("experiment needs --data DIR, the folder of the data sets")
     options.out = options.out or Path(options.name)
     models, generation = read_settings(options)
+    generation = generation.for_measurement()
     if options.name == OVERHEAD:
         return _run_overhead(options, models, generation)
     return _run_preset(PRESETS[options.name], options, models, generation)

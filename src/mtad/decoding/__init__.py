@@ -2,8 +2,10 @@
 
 from mtad.decoding.answers import AnswerLimits, RunFacts
 from mtad.decoding.decoder import Decoder
+from mtad.decoding.draft_guard import Clock
 from mtad.decoding.generation import Request, generate_pieces
 from mtad.decoding.methods import (
+    Machine,
     build_decoder,
     build_rule,
     check_rule_options,
@@ -20,8 +22,10 @@ from mtad.decoding.shelf import DecoderShelf
 __all__ = [
     "AnswerLimits",
     "BatchRoom",
+    "Clock",
     "Decoder",
     "DecoderShelf",
+    "Machine",
     "Request",
     "RollingBatch",
     "RollingShelf",

@@ -60,6 +60,13 @@ class TokenHistory:
     def prefill_chunk(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
         """The prompt is there already."""
 
+    def pass_over(self, tokens: Tensor, active: Tensor) -> None:
+        """See `RowState.pass_over`; a text misses nothing."""
+        self.append(tokens.unsqueeze(1), torch.ones_like(self.lengths), active)
+
+    def refeed(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
+        """The text is complete."""
+
     def copy_row(self, source: int, target: int, num_tokens: int) -> None:
         """The prompt comes with `begin_row`."""
 

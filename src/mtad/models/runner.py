@@ -265,6 +265,24 @@ class ModelRunner(ABC):
         self.lengths.add_(torch.where(active, num_accepted + 1, 0))
         self.use.longest += depth + 1
 
+    def pass_over(self, tokens: Tensor, active: Tensor) -> None:
+        """See `RowState.pass_over`: the slots count as committed, and hold nothing until `refeed`."""
+        self.lengths.add_(active)
+        self.use.longest += 1
+
+    def refeed(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
+        """Cache the last committed tokens of every row, whose slots may hold nothing, in chunks.
+
+        Args:
+            token_ids: Right-padded, `[batch, tokens]` int64.
+            counts: Tokens to cache per row, `[batch]` int64; may be 0.
+            longest: No row has more committed tokens.
+        """
+        self.lengths.sub_(counts)
+        for start in range(0, token_ids.shape[1], PREFILL_CHUNK):
+            part = token_ids[:, start : start + PREFILL_CHUNK]
+            self.prefill_chunk(part, (counts - start).clamp(0, part.shape[1]), longest)
+
     def fix_shapes(self) -> None:
         """Offer all slots to every call from now on, so that it can be captured; `allocate` ends that."""
         self.use.has_fixed_shapes = True

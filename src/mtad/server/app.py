@@ -112,9 +112,12 @@ class Service:
         if body.explain and not body.stream:
             raise ConfigError("explain needs a stream, got stream false; set stream to true")
         changes = body.settings()
-        changes.setdefault("seed", secrets.randbelow(1 << 31))
+        if self._defaults.guard == "auto":
+            # A seed of our own is no promise that the text can be repeated.
+            changes["guard"] = "off" if "seed" in changes else "on"
+        seed = changes.setdefault("seed", secrets.randbelow(1 << 31))
         options = replace_settings(self._defaults, changes, "request")
-        choices = [replace_settings(options, {"seed": options.seed + index}, "request") for index in range(body.n)]
+        choices = [replace_settings(options, {"seed": seed + index}, "request") for index in range(body.n)]
         token_ids = [encode_prompt(self._tokenizer, prompt, _format(kind)) for prompt in prompts]
         self._admit(len(token_ids) * body.n)
         answers = Answers(
