@@ -46,6 +46,13 @@ class ModelOptions:
     dtype: str = setting(
         str, "auto", "weights and cache", choices=("auto", "bfloat16", "float16", "float32", "float64")
     )
+    threads: int | None = setting(
+        int,
+        None,
+        "threads of the CPU (else OMP_NUM_THREADS, else the cores that this process may use)",
+        minimum=1,
+        maximum=1024,
+    )
     device_map: str | None = setting(str, None, "spread the target over devices as accelerate does, e.g. auto")
     revision: str | None = setting(str, None, "hub revision of the target")
     match_vocabularies: Literal["exact", "intersection"] = setting(

@@ -18,6 +18,7 @@ from mtad.models.pairs import KNOWN_PAIRS, resolve_model
 from mtad.models.placement import check_device_map, choose_device, choose_dtype, dtype_name
 from mtad.models.probe import check_tree_logits
 from mtad.models.runner import ModelRunner
+from mtad.models.threads import set_threads
 from mtad.models.tokenizers import has_tokenizer, load_tokenizer, shared_vocab_size
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.models.translated_runner import TranslatedRunner
@@ -82,6 +83,7 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
     """
     check_device_map(options.device_map)
     _check_shapes(options)
+    set_threads(options.threads)
     device = choose_device(options.device)
     target_source = resolve_model(options.target, "target")
     config = read_model_config(target_source, "target", options.revision)
