@@ -58,3 +58,13 @@ class JudgeError(MtadError):
 
 class DistillError(MtadError):
     """A draft cannot be trained, or a run cannot be gone on with."""
+
+
+def spell_bytes(count: int) -> str:
+    """A number of bytes as people read it, such as 1.2 GB."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Self, overload
 
 from mtad.api.constraints import spell_constraints
-from mtad.api.memory import memory_errors
+from mtad.api.memory import CacheSize, memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.api.session import BatchSession
@@ -264,12 +264,19 @@ class Engine:
         config = self.settings_record(options)
         facts = RunFacts(method=options.method, config=config, gamma=decoder.gamma)
 
+        longest = max(len(request.prompt) + request.limits.max_new_tokens for request in requests) if requests else 0
+        size = CacheSize.of(decoder.states, min(batch_size, len(requests)), longest)
+
         def rolling() -> Generator[Piece, None, None]:
-            with self._exclusive(), memory_errors():
+            with self._exclusive(), memory_errors(size):
                 yield from roll_requests(self._rolling_batch(requests, batch_size), requests, options, config)
 
         def pieces() -> Generator[Piece, None, None]:
-            with self._exclusive(), memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
+            with (
+                self._exclusive(),
+                memory_errors(size),
+                recording(trace, decoder, options, facts, requests) as recorder,
+            ):
                 for start in range(0, len(requests), batch_size):
                     batch = requests[start : start + batch_size]
                     if recorder is not None:

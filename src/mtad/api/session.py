@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from mtad.api.memory import memory_errors
+from mtad.api.memory import CacheSize, memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.config import GenerationOptions, SessionOptions
@@ -30,6 +30,9 @@ class BatchSession:
         settings_record: Every setting of a run, as results keep it.
         machine: Times iterations, and records them on CUDA.
         release: Called once the session is closed.
+
+    Attributes:
+        cache_size: What its caches take when all rows are full.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class BatchSession:
             max_rows=options.max_rows, max_tokens=options.max_tokens, prefill_chunk=options.prefill_chunk
         )
         self._room = wanted.fitted(models.target, models.draft)
+        held = [models.target] if models.draft is None else [models.target, models.draft]
+        self.cache_size = CacheSize.of(held, self._room.max_rows, self._room.max_tokens)
         shelf = RollingShelf(models.target, models.draft, self._room, token_texts, machine)
         self._batch = RollingBatch(shelf, self._room, decode)
         self._release: Callable[[], None] | None = release
@@ -96,7 +101,7 @@ class BatchSession:
         request = self._reader.request(
             self._next_ticket, token_ids, resolved, constraints, max_tokens=self._room.max_tokens
         )
-        with memory_errors():
+        with memory_errors(self.cache_size):
             self._batch.submit(request, resolved, config=self._settings_record(resolved), explains=explain)
         self._next_ticket += 1
         return request.row
@@ -115,7 +120,7 @@ class BatchSession:
         """
         self._check_open()
         self._has_failed = True
-        with memory_errors():
+        with memory_errors(self.cache_size):
             pieces = self._batch.step()
         self._has_failed = False
         return pieces

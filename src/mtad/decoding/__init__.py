@@ -4,8 +4,8 @@ from mtad.decoding.answers import AnswerLimits, RunFacts
 from mtad.decoding.decoder import Decoder
 from mtad.decoding.draft_guard import Clock
 from mtad.decoding.generation import Request, generate_pieces
+from mtad.decoding.machine import Machine
 from mtad.decoding.methods import (
-    Machine,
     build_decoder,
     build_rule,
     check_rule_options,

@@ -1,8 +1,7 @@
 """Method names become decoders: a drafter, a rule and the loop, or a decoder of their own."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -17,24 +16,16 @@ from mtad.decoding.draft_length import AdaptiveLength
 from mtad.decoding.dynamic_beam import DynamicBeamDecoder
 from mtad.decoding.joint_beam import JointBeamDecoder
 from mtad.decoding.joint_exact import JointExactDecoder
+from mtad.decoding.machine import Machine
 from mtad.decoding.row_policy import RowPolicy
 from mtad.decoding.strict_spans import SpanVocabulary, StrictSpans
 from mtad.drafting import DRAFTERS, BeamSampler, Drafter, DraftShape
 from mtad.errors import ConfigError
-from mtad.models.graphs import Capture, CudaGraphCapture
 from mtad.models.runner import ModelRunner
 from mtad.verification import VERIFIERS, RuleSettings, StrictSpanVerifier, Verifier
 
 TokenTexts = Callable[[], Sequence[str]]
 Loop = TypeVar("Loop", bound=AssistedDecoder)
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """How iterations are recorded on CUDA, and timed; decoders that take turns share one."""
-
-    capture: Capture = field(default_factory=CudaGraphCapture)
-    clock: Clock = perf_counter
 
 
 @dataclass(frozen=True, slots=True)

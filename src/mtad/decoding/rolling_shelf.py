@@ -7,10 +7,10 @@ import torch
 from mtad.config import GenerationOptions
 from mtad.decoding.explaining import StepExplainer
 from mtad.decoding.generation import Request
+from mtad.decoding.machine import Machine
 from mtad.decoding.methods import (
     ASSISTED_METHODS,
     LoopDetails,
-    Machine,
     TokenTexts,
     auxiliary_model,
     build_loop,

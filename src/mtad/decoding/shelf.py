@@ -7,7 +7,8 @@ from typing import Any
 from mtad.config import GenerationOptions
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.decoder import Decoder
-from mtad.decoding.methods import Machine, build_decoder
+from mtad.decoding.machine import Machine
+from mtad.decoding.methods import build_decoder
 from mtad.models.runner import ModelRunner
 
 _MAX_DECODERS = 8

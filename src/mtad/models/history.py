@@ -37,6 +37,11 @@ class TokenHistory:
         """See `RowState.cache_bytes`."""
         return self._all_tokens.nbytes
 
+    @property
+    def slot_bytes(self) -> int:
+        """See `RowState.slot_bytes`."""
+        return self._all_tokens.element_size()
+
     def allocate(self, batch_size: int, capacity: int) -> None:
         """Make room for `batch_size` rows of `capacity` tokens, where it was if that is possible; forgets them."""
         rows, slots = self._all_tokens.shape

@@ -15,6 +15,11 @@ class RowState(Protocol):
         ...
 
     @property
+    def slot_bytes(self) -> int:
+        """Memory of one token of one row."""
+        ...
+
+    @property
     def storage(self) -> "RowState":
         """What holds the memory: this one, or one that it wraps."""
         ...

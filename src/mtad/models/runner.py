@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mtad.errors import CapacityError, UnsupportedModelError
+from mtad.errors import CapacityError, UnsupportedModelError, spell_bytes
 from mtad.models.forward import ForwardBatch
 from mtad.models.graphs import places_of, settle
 from mtad.structures.tree import TokenTree
@@ -101,8 +101,10 @@ class ModelRunner(ABC):
         try:
             self._allocate_slots(batch_size, self.num_slots)
         except (RuntimeError, MemoryError) as error:
+            wanted = batch_size * self.num_slots * self.slot_bytes
+            size = f" ({spell_bytes(wanted)})" if wanted else ""
             raise CapacityError(
-                f"no memory for a cache of {batch_size} rows of {capacity} tokens; "
+                f"no memory for a cache of {batch_size} rows of {capacity} tokens{size}; "
                 "lower --max-new-tokens, the number of prompts per batch, or the prompt length"
             ) from error
 
@@ -290,6 +292,11 @@ class ModelRunner(ABC):
     @property
     def cache_bytes(self) -> int:
         """Memory of the keys and values that are held, once they have been written to."""
+        return 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """See `RowState.slot_bytes`; 0 where it is not known."""
         return 0
 
     def layout(self) -> tuple[Hashable, ...]:
