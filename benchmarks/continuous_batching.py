@@ -91,7 +91,7 @@ def throughput(engine: Engine, repeats: int, count: int, max_new_tokens: int) ->
 def gaps(engine: Engine, chunk: int) -> dict[str, float]:
     """Milliseconds of four streams' steps before and while a long prompt comes in, and until its first token."""
     with engine.session(max_rows=8, max_tokens=2048, prefill_chunk=chunk) as session:
-        endless = GenerationOptions(max_new_tokens=400, ignore_eos=True)
+        endless = GenerationOptions(seed=0, max_new_tokens=400, ignore_eos=True)
         for prompt in PROMPTS[:4]:
             session.submit(prompt, endless)
         usual = [_timed(session)[0] for _ in range(16)][6:]
@@ -112,7 +112,7 @@ def _timed(session: Any) -> tuple[float, list[int]]:
 
 
 def _until_first_token(session: Any, prompt: str) -> list[float]:
-    ticket = session.submit(prompt, GenerationOptions(max_new_tokens=2, ignore_eos=True))
+    ticket = session.submit(prompt, GenerationOptions(seed=0, max_new_tokens=2, ignore_eos=True))
     steps = []
     while True:
         seconds, rows = _timed(session)

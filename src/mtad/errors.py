@@ -62,3 +62,13 @@ class DistillError(MtadError):
 
 class EnergyError(MtadError):
     """An energy counter cannot be opened or read."""
+
+
+def spell_bytes(count: int) -> str:
+    """A number of bytes as people read it, such as 1.2 GB."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"

@@ -6,17 +6,20 @@ from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Self, overload
 
 from mtad.api.constraints import spell_constraints
-from mtad.api.memory import memory_errors
+from mtad.api.memory import CacheSize, memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.api.session import BatchSession
 from mtad.config import GenerationOptions, ModelOptions, SessionOptions, replace_settings
 from mtad.decoding import (
     BatchRoom,
+    Clock,
     DecoderShelf,
+    Machine,
     Request,
     RollingBatch,
     RollingShelf,
@@ -45,13 +48,15 @@ class Engine:
 
     Args:
         models: What `load_models` returned.
+        clock: Seconds since any fixed moment, by which iterations are guarded; the machine's own when None.
     """
 
-    def __init__(self, models: LoadedModels) -> None:
+    def __init__(self, models: LoadedModels, clock: Clock | None = None) -> None:
         self.models = models
         self.tokenizer = models.tokenizer
         self._reader = RequestReader(models)
-        self._shelf = DecoderShelf(models.target, models.draft)
+        self._machine = Machine(clock=clock or perf_counter)
+        self._shelf = DecoderShelf(models.target, models.draft, self._machine)
         self._lock = threading.Lock()
 
     @classmethod
@@ -61,8 +66,8 @@ class Engine:
         Args:
             target: `smollm2` (the default pair), a local folder, or a hub id.
             draft: Folder or hub id of the auxiliary model; the default pair brings its own.
-            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `device_map`, `revision`,
-                `match_vocabularies`.
+            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `threads`, `device_map`,
+                `revision`, `match_vocabularies`.
 
         Raises:
             ModelLoadError: Something cannot be loaded, or the two do not fit.
@@ -129,15 +134,17 @@ class Engine:
             raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size}")
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         changes = spell_constraints(changes, self.tokenizer)
-        resolved = self.resolve(replace_settings(options or GenerationOptions(), changes, "generate"))
+        asked = replace_settings(options or GenerationOptions(), changes, "generate")
+        if trace is not None:
+            check_traceable(asked)
+            asked = asked.for_measurement()
+        resolved = self.resolve(asked)
         constraints = self._reader.constraints(resolved, logits_processor)
         token_ids = [encode_prompt(self.tokenizer, prompt, style or PromptFormat()) for prompt in batch]
         requests = [
             self._reader.request(row, prompt, resolved, constraints, name=f"prompt {row + 1}")
             for row, prompt in enumerate(token_ids)
         ]
-        if trace is not None:
-            check_traceable(resolved)
         return self._run(requests, resolved, batch_size, None if trace is None else Path(trace))
 
     def session(
@@ -173,6 +180,7 @@ class Engine:
                 decode=self._decode,
                 token_texts=self._token_texts,
                 settings_record=self.settings_record,
+                machine=self._machine,
                 release=held.close,
             )
             on_error.pop_all()
@@ -211,6 +219,8 @@ class Engine:
 
     def resolve(self, options: GenerationOptions) -> GenerationOptions:
         """Fill what is open: sampling from the model's generation config, else 1.0 / top-k 10 / top-p 0.9; exit layers.
+
+        Where no seed is given it is 0, and `guard` auto becomes on; else it becomes off.
 
         Raises:
             ConfigError: More exit layers than the target has, or a grammar's file cannot be read.
@@ -254,12 +264,19 @@ class Engine:
         config = self.settings_record(options)
         facts = RunFacts(method=options.method, config=config, gamma=decoder.gamma)
 
+        longest = max(len(request.prompt) + request.limits.max_new_tokens for request in requests) if requests else 0
+        size = CacheSize.of(decoder.states, min(batch_size, len(requests)), longest)
+
         def rolling() -> Generator[Piece, None, None]:
-            with self.exclusive(), memory_errors():
+            with self.exclusive(), memory_errors(size):
                 yield from roll_requests(self._rolling_batch(requests, batch_size), requests, options, config)
 
         def pieces() -> Generator[Piece, None, None]:
-            with self.exclusive(), memory_errors(), recording(trace, decoder, options, facts, requests) as recorder:
+            with (
+                self.exclusive(),
+                memory_errors(size),
+                recording(trace, decoder, options, facts, requests) as recorder,
+            ):
                 for start in range(0, len(requests), batch_size):
                     batch = requests[start : start + batch_size]
                     if recorder is not None:
@@ -273,7 +290,7 @@ class Engine:
         """A batch with room for any of the requests, whose places are taken by the next ones."""
         longest = max(len(request.prompt) + request.limits.max_new_tokens for request in requests)
         room = BatchRoom(max_rows=batch_size, max_tokens=longest, prefill_chunk=_LIST_CHUNK)
-        shelf = RollingShelf(self.models.target, self.models.draft, room, self._token_texts)
+        shelf = RollingShelf(self.models.target, self.models.draft, room, self._token_texts, self._machine)
         return RollingBatch(shelf, room, self._decode)
 
     def _decode(self, token_ids: Sequence[int]) -> str:

@@ -43,6 +43,8 @@ class RequestReader:
         filled: dict[str, Any] = {
             name: next(value for value in values if value is not None) for name, values in choices.items()
         }
+        filled["seed"] = options.seed or 0
+        filled["guard"] = ("on" if options.seed is None else "off") if options.guard == "auto" else options.guard
         filled["exit_layers"] = exit_layers(options, self._models.target)
         return replace(read_grammar_files(options), **filled)
 
@@ -111,7 +113,7 @@ def _row_settings(options: GenerationOptions, constraints: RowConstraints) -> Ro
     assert options.top_p is not None
     assert options.min_p is not None
     return RowSettings(
-        seed=options.seed,
+        seed=options.seed or 0,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from mtad.api.memory import memory_errors
+from mtad.api.memory import CacheSize, memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.config import GenerationOptions, SessionOptions
-from mtad.decoding import BatchRoom, Request, RollingBatch, RollingShelf
+from mtad.decoding import BatchRoom, Machine, Request, RollingBatch, RollingShelf
 from mtad.decoding.text import Decode
 from mtad.errors import CapacityError, MtadError
 from mtad.models.loading import LoadedModels
@@ -28,7 +28,11 @@ class BatchSession:
         decode: Turns token ids into text.
         token_texts: Gives the text of every token by itself.
         settings_record: Every setting of a run, as results keep it.
+        machine: Times iterations, and records them on CUDA.
         release: Called once the session is closed.
+
+    Attributes:
+        cache_size: What its caches take when all rows are full.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class BatchSession:
         decode: Decode,
         token_texts: Callable[[], Sequence[str]],
         settings_record: Callable[[GenerationOptions], dict[str, Any]],
+        machine: Machine,
         release: Callable[[], None],
     ) -> None:
         self.options = options
@@ -50,7 +55,9 @@ class BatchSession:
             max_rows=options.max_rows, max_tokens=options.max_tokens, prefill_chunk=options.prefill_chunk
         )
         self._room = wanted.fitted(models.target, models.draft)
-        shelf = RollingShelf(models.target, models.draft, self._room, token_texts)
+        held = [models.target] if models.draft is None else [models.target, models.draft]
+        self.cache_size = CacheSize.of(held, self._room.max_rows, self._room.max_tokens)
+        shelf = RollingShelf(models.target, models.draft, self._room, token_texts, machine)
         self._batch = RollingBatch(shelf, self._room, decode)
         self._release: Callable[[], None] | None = release
         self._next_ticket = 0
@@ -89,7 +96,7 @@ class BatchSession:
                 "come back later"
             )
         request, resolved = self._read(prompt, options, style, logits_processor)
-        with memory_errors():
+        with memory_errors(self.cache_size):
             self._batch.submit(request, resolved, config=self._settings_record(resolved), explains=explain)
         self._next_ticket += 1
         return request.row
@@ -116,7 +123,7 @@ class BatchSession:
         """
         self._check_open()
         self._has_failed = True
-        with memory_errors():
+        with memory_errors(self.cache_size):
             pieces = self._batch.step()
         self._has_failed = False
         return pieces

@@ -125,6 +125,7 @@ def run(options: argparse.Namespace) -> int:
     new_tokens = [QUICK_TOKENS] if options.quick else options.new_tokens
     if options.server is not None:
         return run_server(options, new_tokens)
+    generation = generation.for_measurement()
     _check(options)
 
     from mtad.api.contenders import parse_contenders

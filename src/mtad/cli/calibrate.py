@@ -62,6 +62,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
+    generation = generation.for_measurement()
     if options.data is None or not options.tasks:
         raise ConfigError("calibrate needs --data DIR and --tasks NAME")
     if "batch_size" not in options:
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         tasks=load_tasks(names, options.data, evaluation),
         entrants=(),
         options=evaluation,
-        first_seed=generation.seed,
+        first_seed=generation.seed or 0,
         system=options.system,
         max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
     )
@@ -139,7 +140,9 @@ def _write(options: argparse.Namespace, choice: "Choice", budget: "Budget", task
     others = {name: value for name, value in asdict(chosen).items() if name not in settings}
     if choice.entrant.draft is not None:
         settings["draft"] = choice.entrant.draft
-    settings |= {name: value for name, value in others.items() if value != getattr(plain, name) and name != "seed"}
+    settings |= {
+        name: value for name, value in others.items() if value != getattr(plain, name) and name not in ("seed", "guard")
+    }
     measured = {
         "budget": budget.text,
         "is_confirmed": choice.verdict.is_confirmed,

@@ -102,6 +102,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
+    generation = generation.for_measurement()
     for item in (NUM_PROMPTS, MAX_PROMPT_CHARACTERS, NUM_SEEDS, BATCH_SIZE):
         item.check(getattr(options, item.name))
     named = [name for name in ("method", "drafter", "verifier") if name in vars(options)]
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     workload = Workload(
         prompts=prompts,
         style=PromptFormat(is_chat=options.is_chat, system=options.system),
-        seeds=range(generation.seed, generation.seed + options.num_seeds),
+        seeds=range(generation.seed or 0, (generation.seed or 0) + options.num_seeds),
         batch_size=options.batch_size,
     )
     return _compare(engine, contenders, workload, options)

@@ -89,6 +89,7 @@ def add_contender_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     models, generation = read_settings(options)
+    generation = generation.for_measurement()
     if options.lm_eval:
         from mtad.cli.harness import run_harness_tasks
 
@@ -122,7 +123,7 @@ def build_plan(options: argparse.Namespace, generation: GenerationOptions, tasks
         tasks=load_tasks(tasks, options.data, evaluation),
         entrants=_entrants(contenders, options.drafts),
         options=evaluation,
-        first_seed=generation.seed,
+        first_seed=generation.seed or 0,
         system=options.system,
         max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
     )

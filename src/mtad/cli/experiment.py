@@ -101,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("experiment needs --data DIR, the folder of the data sets")
     options.out = options.out or Path(options.name)
     models, generation = read_settings(options)
+    generation = generation.for_measurement()
     if options.name == ENERGY:
         return _run_energy(options, models, generation)
     if options.name == OVERHEAD:

@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
         check_trace_path(options.trace)
         check_traceable(generation)
+        generation = generation.for_measurement()
     engine = load_engine(models, generation, color=options.color, given=vars(options))
 
     from mtad.api import PromptFormat

@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
             logging.basicConfig(level=logging.INFO, handlers=[log])
             service = Service(engine, generation, session, server, keys, log)
             host, port = listener.getsockname()[:2]
+            with engine.session(session.max_rows, session.max_tokens, session.prefill_chunk) as opened:
+                print(f"caches: {opened.cache_size} when all are full", file=sys.stderr)
             print(f"serving {service.model} on http://{host}:{port}", file=sys.stderr, flush=True)
             make_server(service, server).run(sockets=[listener])
     finally:

@@ -1,7 +1,7 @@
 """The settings of models and of decoding."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mtad.config.fields import check_settings, setting
@@ -51,6 +51,13 @@ class ModelOptions:
         "none",
         "weights of the linear layers: as dtype says, or 8-bit on the CPU, a little less exact",
         choices=("none", "int8"),
+    )
+    threads: int | None = setting(
+        int,
+        None,
+        "threads of the CPU (else OMP_NUM_THREADS, else the cores that this process may use)",
+        minimum=1,
+        maximum=1024,
     )
     device_map: str | None = setting(str, None, "spread the target over devices as accelerate does, e.g. auto")
     revision: str | None = setting(str, None, "hub revision of the target")
@@ -133,6 +140,13 @@ class GenerationOptions:
     draft_level_cost: float = setting(
         float, 0.1, "adaptive: what one drafted level costs, in calls of the target", above=0, maximum=10
     )
+    guard: Literal["auto", "on", "off"] = setting(
+        str,
+        "auto",
+        "shorten the draft, or leave it out, where it makes decoding slower; what it does depends on the clock, so "
+        "auto guards only where no seed is given",
+        choices=("auto", "on", "off"),
+    )
     draft_confidence: float = setting(
         float, 0.0, "stop drafting below a node of lower joint draft probability; 0 never stops", minimum=0, maximum=1
     )
@@ -176,7 +190,9 @@ class GenerationOptions:
         int, 0, "report so many of the target's best tokens beside every token of the answer", minimum=0, maximum=20
     )
     ignore_eos: bool = setting(bool, False, "go on after the end-of-text token")
-    seed: int = setting(int, 0, "seed of all random draws", minimum=0, maximum=2**62)
+    seed: int | None = setting(
+        int, None, "seed of all random draws, with which text can be repeated (else 0)", minimum=0, maximum=2**62
+    )
     cuda_graphs: Literal["auto", "off"] = setting(
         str,
         "auto",
@@ -199,6 +215,10 @@ class GenerationOptions:
                 f"gamma * beam_width must be <= {MAX_TREE_NODES} tree nodes, "
                 f"got {self.gamma} * {self.beam_width} = {self.gamma * self.beam_width}; lower one of them"
             )
+
+    def for_measurement(self) -> "GenerationOptions":
+        """The same for what is to be repeated and compared: with a seed, and guarded only where that was asked for."""
+        return replace(self, seed=self.seed or 0, guard="off" if self.guard == "auto" else self.guard)
 
     @property
     def uses_beams(self) -> bool:

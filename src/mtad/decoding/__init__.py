@@ -2,7 +2,9 @@
 
 from mtad.decoding.answers import AnswerLimits, RunFacts
 from mtad.decoding.decoder import Decoder
+from mtad.decoding.draft_guard import Clock
 from mtad.decoding.generation import Request, generate_pieces
+from mtad.decoding.machine import Machine
 from mtad.decoding.methods import (
     build_decoder,
     build_rule,
@@ -20,8 +22,10 @@ from mtad.decoding.shelf import DecoderShelf
 __all__ = [
     "AnswerLimits",
     "BatchRoom",
+    "Clock",
     "Decoder",
     "DecoderShelf",
+    "Machine",
     "Request",
     "RollingBatch",
     "RollingShelf",

@@ -60,6 +60,7 @@ class AnswerBuilder:
         self._accepted: list[int] = []
         self._refusals: list[float] = []
         self._target_calls = 0
+        self._guarded: list[int] = []
 
     @property
     def is_finished(self) -> bool:
@@ -82,6 +83,8 @@ class AnswerBuilder:
         if self._num_top:
             self._top_log_probs += [best[: self._num_top] for best in outcome.top_log_probs[:num_new]]
         self._target_calls += outcome.target_calls
+        if outcome.guarded_depth is not None:
+            self._guarded.append(outcome.guarded_depth)
         self._accepted.append(min(outcome.num_drafted, num_new) if outcome.from_draft is None else outcome.num_drafted)
         self._refusals += outcome.refusals[:num_new]
         self._ratios.append(outcome.joint_log_ratio)
@@ -124,6 +127,8 @@ class AnswerBuilder:
             cache_bytes=cache_bytes,
             tokens_per_s=count / decode_s if decode_s > 0 else math.nan,
             num_reused_prompt_tokens=num_reused,
+            shortened_calls=sum(0 < depth < facts.gamma for depth in self._guarded),
+            undrafted_calls=self._guarded.count(0),
         )
         return GenerationResult(
             text=self._stream.text,

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from mtad.constraints import Constraints, Places
 from mtad.decoding.decoder import Decoder
+from mtad.decoding.draft_guard import Clock, DraftGuard
+from mtad.decoding.draft_lag import DraftLag
 from mtad.decoding.outcome import RowOutcome, best_log_probs, refusal_probabilities, unwarped_log_probs
 from mtad.decoding.row_policy import RowPolicy
 from mtad.decoding.stages import stage
-from mtad.drafting import Drafter, limit_tree
+from mtad.drafting import Drafter, NoDrafter, limit_tree
 from mtad.models.graphs import Capture, ReplayLoop, places_of, places_of_rows
 from mtad.models.runner import ModelRunner
 from mtad.sampling import warp_logits
@@ -19,7 +21,7 @@ from mtad.structures.acceptance import Acceptance
 from mtad.structures.results import TopLogProbs
 from mtad.structures.rows import RowSettings
 from mtad.structures.steps import StepObserver, StepRecord
-from mtad.verification import Verifier
+from mtad.verification import TargetOnly, Verifier
 
 
 class AssistedDecoder(Decoder):
@@ -32,6 +34,7 @@ class AssistedDecoder(Decoder):
         policies: What changes the rows' settings between iterations.
         constraints: Those of the rows, which the drafter's model follows too; None where no row has any.
         capture: Records an iteration so that it can be replayed; None runs every iteration as it is.
+        guard: Shortens drafts that do not pay, or leaves them out; None always drafts.
 
     Attributes:
         observer: Is shown every iteration; None shows nothing and costs nothing.
@@ -52,6 +55,7 @@ class AssistedDecoder(Decoder):
         policies: Sequence[RowPolicy] = (),
         constraints: Constraints | None = None,
         capture: Capture | None = None,
+        guard: DraftGuard | None = None,
     ) -> None:
         # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch; where the host is
         # an iteration behind, it has gone on for another one by then.
@@ -59,7 +63,9 @@ class AssistedDecoder(Decoder):
         super().__init__(target, extra_slots=drafter.num_nodes + overshoot, one_hot_at_zero=verifier.is_lossless)
         self.drafter = drafter
         self.verifier = verifier
-        self.policies = tuple(policies)
+        self.policies: tuple[RowPolicy, ...] = tuple(policies) if guard is None else (*policies, guard)
+        self.guard = guard
+        self._lag = DraftLag()
         self.constraints = constraints or Constraints()
         self.gamma = drafter.gamma
         self.loop = None if capture is None else ReplayLoop(self._iterate, self._layout, capture, target.device)
@@ -72,6 +78,7 @@ class AssistedDecoder(Decoder):
         self._want_top(settings)
         for policy in self.policies:
             policy.start(len(prompts))
+        self._lag.start(prompts)
         self.constraints.start(
             prompts, [setting.constraints for setting in settings], self.target.vocab_size, self.target.device
         )
@@ -83,6 +90,7 @@ class AssistedDecoder(Decoder):
         super().select_rows(rows)
         for policy in self.policies:
             policy.select_rows(rows)
+        self._lag.select_rows(rows)
         self.constraints.select_rows(rows)
         if self.loop is not None:
             self.loop.select_rows(rows)
@@ -97,16 +105,40 @@ class AssistedDecoder(Decoder):
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """See `Decoder.step`."""
         self.constraints.begin_step(active)
-        return self._read(self._run(active).tolist(), active)
-
-    def _run(self, active: list[bool]) -> Tensor:
-        """What an iteration brings to the host: the next one as it is, or one that was replayed ahead."""
+        if not self.is_replayed or self._is_behind:
+            under_way = None if self.loop is None else self.loop.land()
+            if under_way is not None:
+                return self._read_landed(under_way, active)
+            self._catch_up(active)
+        started = self._clock()
         if self.loop is not None and self.is_replayed:
             for runner, _ in self._runners:
                 runner.fix_shapes()
-            return self.loop.run(active)
-        under_way = None if self.loop is None else self.loop.land()
-        return self._iterate(torch.tensor(active, device=self.target.device)) if under_way is None else under_way
+            landing = self.loop.run(active, self._depth)
+            return self._read_landed(landing, active, self._clock() - started)
+        packed = self._iterate(torch.tensor(active, device=self.target.device)).tolist()
+        return self._read(packed, active, self._depth, self._clock() - started)
+
+    @property
+    def _clock(self) -> Clock:
+        return perf_counter if self.guard is None else self.guard.clock
+
+    @property
+    def _depth(self) -> int | None:
+        """Levels that the guard lets the next draft have; None where there is no guard."""
+        return None if self.guard is None else self.guard.depth
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the next iteration drafts and the draft has not read all it needs for that."""
+        return bool(self._depth) and self._lag.is_behind
+
+    def _catch_up(self, active: list[bool]) -> None:
+        """Let a draft that was left out read on."""
+        if self._is_behind and self.guard is not None and self.drafter.runner is not None:
+            started = self.guard.clock()
+            self._lag.catch_up(self.drafter.runner, active, self.target.device, self.longest)
+            self.guard.hear_catching_up(self.guard.clock() - started)
 
     def _iterate(self, active: Tensor) -> Tensor:
         """One iteration on the device; returns what `_pack` has for the host."""
@@ -114,8 +146,11 @@ class AssistedDecoder(Decoder):
         for policy in self.policies:
             rows = policy.apply(rows)
         started = perf_counter()
+        is_drafted = self._depth != 0
+        drafter = self.drafter if is_drafted else NoDrafter()
+        verifier = self.verifier if is_drafted else TargetOnly()
         with stage("draft"):
-            tree = limit_tree(self.drafter.draft(self.previous, self.pending, rows), rows)
+            tree = limit_tree(drafter.draft(self.previous, self.pending, rows), rows)
         drafted = perf_counter()
         with stage("score"):
             logits = self.target.score_tree(self.pending, tree)
@@ -123,7 +158,7 @@ class AssistedDecoder(Decoder):
         with stage("verify"):
             allowed, is_dead_end = self.constraints.apply(logits, Places.of_tree(tree))
             target_log_probs = warp_logits(allowed, rows)
-            acceptance = self.verifier.accept(tree, target_log_probs, rows)
+            acceptance = verifier.accept(tree, target_log_probs, rows)
             refusals = refusal_probabilities(tree, target_log_probs, acceptance)
         if self.observer is not None:
             self.observer.observe(
@@ -140,7 +175,10 @@ class AssistedDecoder(Decoder):
             )
         with stage("keep"):
             self.target.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
-            self.drafter.keep_path(acceptance, active)
+            if is_drafted:
+                drafter.keep_path(acceptance, active)
+            elif self.drafter.runner is not None:
+                self.drafter.runner.pass_over(acceptance.next_tokens, active)
         self.times.draft_s += drafted - started
         self.times.verify_s += scored - drafted
         tokens = acceptance.emitted_tokens(tree.tokens)
@@ -150,7 +188,13 @@ class AssistedDecoder(Decoder):
 
     def _layout(self) -> Hashable:
         runners = tuple(runner.layout() for runner, _ in self._runners)
-        return (*runners, *places_of([self.pending, self.previous]), *places_of_rows(self.rows), self.num_top)
+        return (
+            *runners,
+            *places_of([self.pending, self.previous]),
+            *places_of_rows(self.rows),
+            self.num_top,
+            self._depth,
+        )
 
     def _want_top(self, settings: Sequence[RowSettings]) -> None:
         self.num_top = min(max(setting.top_logprobs for setting in settings), self.target.vocab_size)
@@ -183,13 +227,27 @@ class AssistedDecoder(Decoder):
             columns.append(best_log_probs(after, self.num_top))
         return torch.cat([column.double() for column in columns], 1)
 
-    def _read(self, packed: list[list[float]], active: list[bool]) -> list[RowOutcome | None]:
+    def _read_landed(self, landed: Tensor, active: list[bool], seconds: float | None = None) -> list[RowOutcome | None]:
+        """`_read` for a result of the loop; `seconds` where the call that brought it ran to its end meanwhile."""
+        assert self.loop is not None
+        depth = self.loop.landed_mode
+        assert depth is None or isinstance(depth, int)
+        is_ahead = self.target.device.type == "cuda"
+        return self._read(landed.tolist(), active, depth, self.loop.landed_s if is_ahead else seconds)
+
+    def _read(
+        self, packed: list[list[float]], active: list[bool], depth: int | None, seconds: float | None
+    ) -> list[RowOutcome | None]:
         width = (len(packed[0]) - 2) // (3 + 2 * self.num_top)
         outcomes: list[RowOutcome | None] = []
         for row, is_active in zip(packed, active, strict=True):
-            outcomes.append(_outcome(row, width, self.num_top) if is_active else None)
+            outcomes.append(_outcome(row, width, self.num_top, depth) if is_active else None)
         self.constraints.note([[] if outcome is None else outcome.tokens for outcome in outcomes])
         self.times.constraint_s = self.constraints.seconds
+        if self.guard is not None and depth is not None:
+            # What is shown to an observer takes longer than it would otherwise.
+            self.guard.hear_time(depth, seconds if self.observer is None else None)
+            self._lag.note(outcomes)
         for policy in self.policies:
             policy.note(outcomes)
         self.longest = int(max(row[2 * width + 2] for row in packed))
@@ -198,7 +256,7 @@ class AssistedDecoder(Decoder):
         return outcomes
 
 
-def _outcome(row: list[float], width: int, num_top: int) -> RowOutcome:
+def _outcome(row: list[float], width: int, num_top: int, guarded_depth: int | None) -> RowOutcome:
     """What `AssistedDecoder._iterate` packed for one row, up to a dead end."""
     count = int(row[2 * width]) + 1
     tokens = [int(token) for token in row[:count]]
@@ -214,6 +272,7 @@ def _outcome(row: list[float], width: int, num_top: int) -> RowOutcome:
         target_calls=1,
         refusals=row[2 * width + 3 :][:num_drafted],
         is_dead_end=is_dead_end,
+        guarded_depth=guarded_depth,
         top_log_probs=_top_log_probs(row[3 * width + 2 :], len(tokens), num_top) if num_top else [],
     )
 

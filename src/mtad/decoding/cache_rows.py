@@ -42,11 +42,12 @@ class CacheRow:
         self.tokens += self.prompt[self.num_cached : self.num_cached + count]
         self.num_cached += count
 
-    def add_answer(self, tokens: Sequence[int]) -> None:
-        """Note the rest of the prompt, or new tokens of the answer."""
+    def add_answer(self, tokens: Sequence[int], *, is_drafted: bool = True) -> None:
+        """Note the rest of the prompt, or new tokens of the answer; a draft that is left out does not read them."""
         self.tokens += tokens
-        # The last token is pending, and a draft may not have seen the one before it.
-        self.num_cached = max(len(self.tokens) - 2, 0)
+        if is_drafted:
+            # The last token is pending, and a draft may not have seen the one before it.
+            self.num_cached = max(len(self.tokens) - 2, 0)
 
 
 class CacheRows:

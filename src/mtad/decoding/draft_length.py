@@ -51,7 +51,8 @@ class AdaptiveLength:
         """See `RowPolicy.note`."""
         for row, outcome in enumerate(outcomes):
             if outcome is not None:
-                self._update(self._rates[row], outcome.num_drafted, self._limits[row])
+                offered = self.gamma if outcome.guarded_depth is None else outcome.guarded_depth
+                self._update(self._rates[row], outcome.num_drafted, min(self._limits[row], offered))
                 self._limits[row] = self._best_depth(self._rates[row])
 
     def select_rows(self, rows: Sequence[int]) -> None:

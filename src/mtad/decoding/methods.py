@@ -11,15 +11,16 @@ from mtad.constraints import ConstrainedRunner, Constraints
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.beam_sampling import BeamSamplingDecoder
 from mtad.decoding.decoder import Decoder
+from mtad.decoding.draft_guard import Clock, DraftGuard, depths_to_choose_from
 from mtad.decoding.draft_length import AdaptiveLength
 from mtad.decoding.dynamic_beam import DynamicBeamDecoder
 from mtad.decoding.joint_beam import JointBeamDecoder
 from mtad.decoding.joint_exact import JointExactDecoder
+from mtad.decoding.machine import Machine
 from mtad.decoding.row_policy import RowPolicy
 from mtad.decoding.strict_spans import SpanVocabulary, StrictSpans
-from mtad.drafting import DRAFTERS, BeamSampler, DraftShape
+from mtad.drafting import DRAFTERS, BeamSampler, Drafter, DraftShape
 from mtad.errors import ConfigError
-from mtad.models.graphs import Capture, CudaGraphCapture
 from mtad.models.runner import ModelRunner
 from mtad.verification import VERIFIERS, RuleSettings, StrictSpanVerifier, Verifier
 
@@ -155,7 +156,7 @@ def build_decoder(
     temperature: float,
     token_texts: TokenTexts | None = None,
     is_constrained: bool = False,
-    capture: Capture | None = None,
+    machine: Machine | None = None,
 ) -> Decoder:
     """The decoder of a method.
 
@@ -167,14 +168,14 @@ def build_decoder(
         temperature: Resolved temperature; `mtjd` searches exactly at 0.
         token_texts: Gives the text of every token by itself; only asked for strict spans.
         is_constrained: Whether any row has constraints.
-        capture: Records iterations on CUDA; decoders that take turns share one.
+        machine: Records iterations and times them; one of its own when None.
 
     Raises:
         ConfigError: The method needs a draft model and there is none, or its parts do not fit.
     """
     if resolve_pair(options) is not None:
         auxiliary = auxiliary_model(options, target, draft)
-        details = LoopDetails(eos_token_ids, token_texts, is_constrained, capture or CudaGraphCapture())
+        details = LoopDetails(eos_token_ids, token_texts, is_constrained, machine or Machine())
         return build_loop(AssistedDecoder, options, target, auxiliary, details)
     eos = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=target.device)
     if is_constrained:
@@ -201,7 +202,7 @@ class LoopDetails:
     eos_token_ids: frozenset[int]
     token_texts: TokenTexts | None
     is_constrained: bool
-    capture: Capture
+    machine: Machine
 
 
 def build_loop(
@@ -251,7 +252,16 @@ def build_loop(
         rule = StrictSpanVerifier(rule, vocabulary.openers)
     models = [target] if auxiliary is None else [target, auxiliary]
     is_captured = options.cuda_graphs == "auto" and all(model.can_be_captured for model in models)
-    return kind(target, drafter, rule, policies, constraints, details.capture if is_captured else None)
+    capture = details.machine.capture if is_captured else None
+    return kind(target, drafter, rule, policies, constraints, capture, _guard(options, drafter, details.machine.clock))
+
+
+def _guard(options: GenerationOptions, drafter: Drafter, clock: Clock) -> DraftGuard | None:
+    """What watches over the draft; `auto` is resolved before this point."""
+    pair = resolve_pair(options)
+    if options.guard != "on" or pair is None or not drafter.gamma:
+        return None
+    return DraftGuard(depths_to_choose_from(drafter.gamma, shrinks=DRAFTERS[pair.drafter].shrinks), clock)
 
 
 def _span_vocabulary(options: GenerationOptions, target: ModelRunner, token_texts: TokenTexts | None) -> SpanVocabulary:

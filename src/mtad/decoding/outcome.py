@@ -24,6 +24,7 @@ class RowOutcome:
             `refusal_probabilities`.
         from_draft: Whether each token came from the draft, for methods that draft but answer at the end.
         is_dead_end: Whether no token may follow these under the row's constraints.
+        guarded_depth: Levels that the guard let the draft have, 0 for none at all; None where nothing guards.
         top_log_probs: The target's best tokens at the place of each token, where any row of the batch asked for them.
     """
 
@@ -35,6 +36,7 @@ class RowOutcome:
     refusals: list[float] = field(default_factory=list)
     from_draft: list[bool] | None = None
     is_dead_end: bool = False
+    guarded_depth: int | None = None
     top_log_probs: list[TopLogProbs] = field(default_factory=list)
 
     def is_drafted(self, index: int) -> bool:

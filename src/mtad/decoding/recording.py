@@ -165,8 +165,10 @@ def check_traceable(options: GenerationOptions) -> None:
     """Refuse methods without steps that a rule judges.
 
     Raises:
-        ConfigError: Such a method, with the names of the others.
+        ConfigError: Such a method, with the names of the others; or a guard, which leaves drafts out.
     """
+    if options.guard == "on":
+        raise ConfigError("a trace keeps whole drafts, got guard on; leave --guard or --trace out")
     if resolve_pair(options) is None:
         known = ", ".join(ASSISTED_METHODS)
         raise ConfigError(f"method {options.method} keeps no trace; leave --trace out or use one of {known}")

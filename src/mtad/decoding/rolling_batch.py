@@ -213,7 +213,8 @@ class RollingBatch:
             ride = self._riding[request.row]
             if outcome is None or ride.builder.is_finished:
                 continue
-            self._rows[decoder.first_row + place].add_answer(outcome.tokens)
+            is_drafted = outcome.guarded_depth != 0
+            self._rows[decoder.first_row + place].add_answer(outcome.tokens, is_drafted=is_drafted)
             step = self._shelf.explainer(decoder).take(place) if ride.explains else None
             self._add_piece(ride, replace(ride.builder.take(outcome), step=step))
 

@@ -76,7 +76,7 @@ class RollingDecoder(AssistedDecoder):
         under_way = None if self.loop is None else self.loop.land()
         if under_way is None:
             return None
-        return self._read(under_way.tolist(), [place < len(self.seated) for place in range(self.num_places)])
+        return self._read_landed(under_way, [place < len(self.seated) for place in range(self.num_places)])
 
     def _join(self, settings: list[RowSettings], joining: Sequence[Request], order: list[int]) -> None:
         """Take new rows behind the old ones and put all into order; `settings` are those of new rows and padding."""
@@ -85,6 +85,8 @@ class RollingDecoder(AssistedDecoder):
         for policy in self.policies:
             policy.add_rows(len(prompts))
             policy.select_rows(order)
+        self._lag.add_rows(prompts)
+        self._lag.select_rows(order)
         constraints = [setting.constraints for setting in settings]
         self.constraints.add_rows(prompts, constraints, self.target.vocab_size, self.target.device)
         self.constraints.select_rows(order)

@@ -7,10 +7,17 @@ import torch
 from mtad.config import GenerationOptions
 from mtad.decoding.explaining import StepExplainer
 from mtad.decoding.generation import Request
-from mtad.decoding.methods import ASSISTED_METHODS, LoopDetails, TokenTexts, auxiliary_model, build_loop, resolve_pair
+from mtad.decoding.machine import Machine
+from mtad.decoding.methods import (
+    ASSISTED_METHODS,
+    LoopDetails,
+    TokenTexts,
+    auxiliary_model,
+    build_loop,
+    resolve_pair,
+)
 from mtad.decoding.rolling_decoder import RollingDecoder
 from mtad.errors import CapacityError, UnsupportedOperationError
-from mtad.models.graphs import Capture, CudaGraphCapture
 from mtad.models.row_state import RowState
 from mtad.models.runner import ModelRunner
 from mtad.structures.tree import MAX_TREE_NODES
@@ -61,7 +68,7 @@ class RollingShelf:
         draft: The auxiliary model, where there is one.
         room: Size of the caches.
         token_texts: Gives the text of every token by itself.
-        capture: Records iterations on CUDA.
+        machine: Records iterations and times them; one of its own when None.
     """
 
     def __init__(
@@ -70,13 +77,13 @@ class RollingShelf:
         draft: ModelRunner | None,
         room: BatchRoom,
         token_texts: TokenTexts | None = None,
-        capture: Capture | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self._target = target
         self._draft = draft
         self._room = room
         self._token_texts = token_texts
-        self._capture = capture or CudaGraphCapture()
+        self._machine = machine or Machine()
         self._first_layers: dict[int, ModelRunner] = {}
         self._allocated: dict[int, RowState] = {}
         self._decoders: dict[object, RollingDecoder] = {}
@@ -113,7 +120,7 @@ class RollingShelf:
         is_constrained = bool(request.settings.constraints)
         key = (_shape_of(options), request.limits.eos_token_ids, is_constrained)
         if key not in self._decoders:
-            details = LoopDetails(request.limits.eos_token_ids, self._token_texts, is_constrained, self._capture)
+            details = LoopDetails(request.limits.eos_token_ids, self._token_texts, is_constrained, self._machine)
             decoder = build_loop(RollingDecoder, options, self._target, self._auxiliary(options), details)
             self._allocate(decoder)
             self._decoders[key] = decoder

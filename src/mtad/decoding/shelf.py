@@ -7,8 +7,8 @@ from typing import Any
 from mtad.config import GenerationOptions
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.decoder import Decoder
+from mtad.decoding.machine import Machine
 from mtad.decoding.methods import build_decoder
-from mtad.models.graphs import CudaGraphCapture
 from mtad.models.runner import ModelRunner
 
 _MAX_DECODERS = 8
@@ -23,12 +23,13 @@ class DecoderShelf:
     Args:
         target: The large model.
         draft: The auxiliary model, where there is one.
+        machine: Records iterations and times them; one of its own when None.
     """
 
-    def __init__(self, target: ModelRunner, draft: ModelRunner | None) -> None:
+    def __init__(self, target: ModelRunner, draft: ModelRunner | None, machine: Machine | None = None) -> None:
         self._target = target
         self._draft = draft
-        self._capture = CudaGraphCapture()
+        self._machine = machine or Machine()
         self._decoders: dict[Hashable, Decoder] = {}
 
     def decoder(self, options: GenerationOptions, eos_token_ids: frozenset[int], **details: Any) -> Decoder:
@@ -45,7 +46,7 @@ class DecoderShelf:
         shape = (replace(options, seed=0, max_new_tokens=1, stop=()), eos_token_ids, details.get("is_constrained"))
         if shape in self._decoders:
             return self._decoders[shape]
-        decoder = build_decoder(options, self._target, self._draft, eos_token_ids, capture=self._capture, **details)
+        decoder = build_decoder(options, self._target, self._draft, eos_token_ids, machine=self._machine, **details)
         if isinstance(decoder, AssistedDecoder) and decoder.loop is not None:
             self._decoders[shape] = decoder
             if len(self._decoders) > _MAX_DECODERS:

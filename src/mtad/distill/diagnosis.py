@@ -109,7 +109,7 @@ def write_texts(models: LoadedModels, given: Sequence[Prompt], effort: Effort) -
 def choose_methods(overlap: float, costs: PairCosts) -> dict[str, GenerationOptions]:
     """What to compare, by label; speculative sampling drafts as long as the formula says."""
     gamma = best_length(overlap, costs)[0]
-    base = GenerationOptions()
+    base = GenerationOptions().for_measurement()
     return {
         _BASELINE: replace(base, method=_BASELINE),
         f"speculative:gamma={gamma}": replace(base, method="speculative", gamma=gamma),

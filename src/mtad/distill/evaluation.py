@@ -35,7 +35,7 @@ def tokens_per_call(models: LoadedModels, draft: Any, prompts: Sequence[list[int
     found = {}
     for label, changes in METHODS.items():
         limit = min(_TOKENS, (models.target.max_positions or 2**30) - max(len(item) for item in prompts) - 1)
-        options = replace(GenerationOptions(max_new_tokens=max(limit, 1)), **changes)
+        options = replace(GenerationOptions(max_new_tokens=max(limit, 1)).for_measurement(), **changes)
         results = engine.generate(list(prompts[:_PROMPTS]), options, batch_size=_BATCH)
         calls = sum(item.stats.target_calls for item in results)
         found[label] = sum(item.stats.num_tokens for item in results) / max(calls, 1)

@@ -55,6 +55,7 @@ class DrafterEntry:
         gives_chain: Whether its trees are single paths.
         summary: One line for help and docs.
         exits_early: Whether the auxiliary model is the target's own first layers, no draft model being needed.
+        shrinks: Whether it makes shallower trees, of fewer nodes, where no row drafts deeper.
     """
 
     build: Callable[[ModelRunner | None, DraftShape], Drafter]
@@ -63,6 +64,7 @@ class DrafterEntry:
     gives_chain: bool
     summary: str
     exits_early: bool = False
+    shrinks: bool = False
 
 
 def _beam(keep_tree: bool) -> Callable[[ModelRunner | None, DraftShape], Drafter]:
@@ -107,6 +109,7 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_distributions=True,
         gives_chain=True,
         summary="one sequence sampled token by token",
+        shrinks=True,
     ),
     "beam": DrafterEntry(
         build=_beam(keep_tree=False),
@@ -114,6 +117,7 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_distributions=False,
         gives_chain=True,
         summary="the winner of a beam sampling",
+        shrinks=True,
     ),
     "beam_tree": DrafterEntry(
         build=_beam(keep_tree=True),
@@ -121,6 +125,7 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_distributions=False,
         gives_chain=False,
         summary="all beams of a beam sampling as one tree",
+        shrinks=True,
     ),
     "branching_tree": DrafterEntry(
         build=_branching_tree,
@@ -142,6 +147,7 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_distributions=True,
         gives_chain=True,
         summary="what followed the last tokens when they stood in the text before",
+        shrinks=True,
     ),
     "early_exit": DrafterEntry(
         build=_chain,
@@ -150,6 +156,7 @@ DRAFTERS: dict[str, DrafterEntry] = {
         gives_chain=True,
         summary="one sequence sampled from the target's own first layers",
         exits_early=True,
+        shrinks=True,
     ),
 }
 

@@ -44,7 +44,7 @@ class MtadLM(TemplateLM):  # type: ignore[misc]
         if settings.get("device") == _HARNESS_DEVICE:
             # The harness names it on every machine; "auto" takes it where it is there.
             del settings["device"]
-        self.options = options or _pick(GenerationOptions(), settings)
+        self.options = (options or _pick(GenerationOptions(), settings)).for_measurement()
         if engine is None:
             models = _pick(ModelOptions(), settings)
             names = {item.name: getattr(models, item.name) for item in setting_fields(ModelOptions)}

@@ -13,6 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from mtad.errors import CapacityError, ModelLoadError
 from mtad.models.architecture import check_architecture
+from mtad.models.quantized import check_quantization
 from mtad.models.quiet import quiet_libraries
 
 LOADER_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
@@ -45,7 +46,8 @@ def read_model_config(source: Path | str, role: str, revision: str | None = None
     """The configuration of a checkpoint that can be served.
 
     Raises:
-        ModelLoadError: There is none, or it is not a decoder-only causal language model.
+        ModelLoadError: There is none, it is not a decoder-only causal language model, or its weights are quantised and
+            the package that reads them is not there.
     """
     if isinstance(source, Path):
         _check_folder(source, role)
@@ -58,6 +60,7 @@ def read_model_config(source: Path | str, role: str, revision: str | None = None
             "name a decoder-only text model such as Llama, Qwen or GPT-2"
         )
     check_architecture(model_class or type(config), config)
+    check_quantization(config, role, source)
     return config
 
 

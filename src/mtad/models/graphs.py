@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtad.structures.rows import RowControls
 
-_MAX_SHAPES = 8
+_MAX_SHAPES = 32
 
 Call = Callable[[], Tensor]
 Capture = Callable[[Call], Call]
@@ -79,25 +79,39 @@ def _fields(rows: RowControls) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Flight:
-    """A result on its way to the host."""
+    """A result on its way to the host, the mode of its call, and when that began, if that is to be known."""
 
     host: Tensor
     landed: torch.cuda.Event | None
+    mode: Hashable
+    began: torch.cuda.Event | None = None
 
     @classmethod
-    def start(cls, result: Tensor) -> "_Flight":
+    def start(cls, result: Tensor, mode: Hashable, began: torch.cuda.Event | None) -> "_Flight":
         # A copy that does not block goes to pinned memory.
         host = result.to("cpu", non_blocking=True, copy=True)
-        if not result.is_cuda:
-            return cls(host, None)
-        landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        landed.record(torch.cuda.current_stream(result.device))
-        return cls(host, landed)
+        return cls(host, _stamp(result.device), mode, began)
 
     def land(self) -> Tensor:
         if self.landed is not None:
             self.landed.synchronize()
         return self.host
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of the device, once the result has landed; None where they were not measured."""
+        if self.began is None or self.landed is None:
+            return None
+        return self.began.elapsed_time(self.landed) / 1000  # type: ignore[no-any-return]
+
+
+def _stamp(device: torch.device) -> torch.cuda.Event | None:
+    """The moment at which the device gets here; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 @dataclass(slots=True)
@@ -126,6 +140,8 @@ class ReplayLoop:
     Attributes:
         num_captures: Shapes captured so far.
         refusal: Why the call cannot be captured, once it has been tried in vain.
+        landed_mode: Mode of the call whose result was returned last.
+        landed_s: Seconds that it took on a CUDA device; None elsewhere, and for calls that warm up or are captured.
     """
 
     def __init__(
@@ -142,6 +158,10 @@ class ReplayLoop:
         self._device = device
         self.num_captures = 0
         self.refusal: RuntimeError | None = None
+        self.landed_mode: Hashable = None
+        self.landed_s: float | None = None
+        self._mode: Hashable = None
+        self._began: torch.cuda.Event | None = None
         self._flight: _Flight | None = None
         self._shape: _Shape | None = None
 
@@ -152,23 +172,35 @@ class ReplayLoop:
     def select_rows(self, rows: Sequence[int]) -> None:
         """Go on with the named rows, whose state has moved; what is under way is thinned to them."""
         if self._flight is not None:
-            self._flight = _Flight(self._flight.land()[list(rows)], None)
+            self._flight = replace(self._flight, host=self._flight.land()[list(rows)])
         self._shape = None
 
-    def run(self, active: list[bool]) -> Tensor:
+    def run(self, active: list[bool], mode: Hashable = None) -> Tensor:
         """Start another call and return the result of the one before it, on the host.
 
         Args:
             active: Rows to work on; the result may be older than what is said here.
+            mode: What else the call does differently from now on; a part of `layout`.
         """
-        landing = self._flight or _Flight.start(self._do(active))
-        self._flight = _Flight.start(self._do(active))
-        return landing.land()
+        if mode != self._mode:
+            self._mode, self._shape = mode, None
+        landing = self._flight or self._start(active)
+        self._flight = self._start(active)
+        return self._land(landing)
 
     def land(self) -> Tensor | None:
         """The result that is under way, on the host, without starting another call; None for none."""
         landing, self._flight = self._flight, None
-        return None if landing is None else landing.land()
+        return None if landing is None else self._land(landing)
+
+    def _start(self, active: list[bool]) -> _Flight:
+        self._began = None
+        return _Flight.start(self._do(active), self._mode, self._began)
+
+    def _land(self, flight: _Flight) -> Tensor:
+        host = flight.land()
+        self.landed_mode, self.landed_s = flight.mode, flight.seconds
+        return host
 
     def _do(self, active: list[bool]) -> Tensor:
         shape = self._shape or self._shapes.get(self._layout())
@@ -181,6 +213,7 @@ class ReplayLoop:
             shape.said = active
         if shape.replay is None and self.refusal is None:
             self._try_capture(shape)
+        self._began = _stamp(self._device)
         return self._call(shape.active) if shape.replay is None else shape.replay()
 
     def _try_capture(self, shape: _Shape) -> None:

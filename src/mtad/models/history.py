@@ -37,6 +37,11 @@ class TokenHistory:
         """See `RowState.cache_bytes`."""
         return self._all_tokens.nbytes
 
+    @property
+    def slot_bytes(self) -> int:
+        """See `RowState.slot_bytes`."""
+        return self._all_tokens.element_size()
+
     def allocate(self, batch_size: int, capacity: int) -> None:
         """Make room for `batch_size` rows of `capacity` tokens, where it was if that is possible; forgets them."""
         rows, slots = self._all_tokens.shape
@@ -59,6 +64,13 @@ class TokenHistory:
 
     def prefill_chunk(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
         """The prompt is there already."""
+
+    def pass_over(self, tokens: Tensor, active: Tensor) -> None:
+        """See `RowState.pass_over`; a text misses nothing."""
+        self.append(tokens.unsqueeze(1), torch.ones_like(self.lengths), active)
+
+    def refeed(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
+        """The text is complete."""
 
     def copy_row(self, source: int, target: int, num_tokens: int) -> None:
         """The prompt comes with `begin_row`."""

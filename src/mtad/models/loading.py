@@ -18,7 +18,9 @@ from mtad.models.packed_linear import pack_linears
 from mtad.models.pairs import KNOWN_PAIRS, resolve_model
 from mtad.models.placement import check_device_map, choose_device, choose_dtype, dtype_name
 from mtad.models.probe import check_tree_logits
+from mtad.models.quantized import quantization_method
 from mtad.models.runner import ModelRunner
+from mtad.models.threads import set_threads
 from mtad.models.tokenizers import has_tokenizer, load_tokenizer, shared_vocab_size
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.models.translated_runner import TranslatedRunner
@@ -83,6 +85,7 @@ def load_models(options: ModelOptions, *, wants_draft: bool = True) -> LoadedMod
     """
     check_device_map(options.device_map)
     _check_shapes(options)
+    set_threads(options.threads)
     device = choose_device(options.device)
     _check_quantization(options, device)
     target_source = resolve_model(options.target, "target")
@@ -229,6 +232,9 @@ def _load_target(
     options: ModelOptions, source: Path | str, config: Any, dtype: torch.dtype, device: torch.device
 ) -> Any:
     adapter = None if options.adapter is None else resolve_adapter(options.adapter)
+    method = quantization_method(config)
+    if adapter is not None and method is not None:
+        raise ConfigError(f"got an adapter for weights quantised by {method}; merge it before they are quantised")
     # A merge in half precision would round small updates away.
     wide = dtype if adapter is None else torch.promote_types(dtype, torch.float32)
     model = load_causal_model(

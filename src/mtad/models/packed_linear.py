@@ -122,5 +122,6 @@ def has_packed_kernels(dtype: torch.dtype) -> bool:
 
 def _can_pack(module: nn.Linear) -> bool:
     """Whether a layer is nothing but a product, here, in a width that gains; accelerate's hooks would be lost."""
-    is_plain = type(module) is nn.Linear and not hasattr(module, "_hf_hook")
+    # A quantised weight is a tensor of another class, whatever dtype it claims.
+    is_plain = type(module) is nn.Linear and type(module.weight.data) is Tensor and not hasattr(module, "_hf_hook")
     return is_plain and module.weight.device.type == "cpu" and has_packed_kernels(module.weight.dtype)

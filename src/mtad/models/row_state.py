@@ -15,6 +15,11 @@ class RowState(Protocol):
         ...
 
     @property
+    def slot_bytes(self) -> int:
+        """Memory of one token of one row."""
+        ...
+
+    @property
     def storage(self) -> "RowState":
         """What holds the memory: this one, or one that it wraps."""
         ...
@@ -40,6 +45,25 @@ class RowState(Protocol):
 
     def prefill_chunk(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
         """Take `counts` more tokens of every row, `[batch]` and `[batch, tokens]` int64; no row is then longer."""
+        ...
+
+    def pass_over(self, tokens: Tensor, active: Tensor) -> None:
+        """Hear of one more token of every active row without computing; `refeed` makes up for it.
+
+        Args:
+            tokens: New last tokens, `[batch]` int64; those before them are committed.
+            active: `[batch]` bool; the other rows stay as they are.
+        """
+        ...
+
+    def refeed(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
+        """Take the last committed tokens of every row once more, for those that were passed over.
+
+        Args:
+            token_ids: Right-padded, `[batch, tokens]` int64.
+            counts: Tokens of each row, `[batch]` int64; may be 0.
+            longest: No row has more committed tokens.
+        """
         ...
 
     def copy_row(self, source: int, target: int, num_tokens: int) -> None:

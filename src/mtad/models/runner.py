@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mtad.errors import CapacityError, UnsupportedModelError
+from mtad.errors import CapacityError, UnsupportedModelError, spell_bytes
 from mtad.models.forward import ForwardBatch
 from mtad.models.graphs import places_of, settle
 from mtad.structures.tree import TokenTree
@@ -101,8 +101,10 @@ class ModelRunner(ABC):
         try:
             self._allocate_slots(batch_size, self.num_slots)
         except (RuntimeError, MemoryError) as error:
+            wanted = batch_size * self.num_slots * self.slot_bytes
+            size = f" ({spell_bytes(wanted)})" if wanted else ""
             raise CapacityError(
-                f"no memory for a cache of {batch_size} rows of {capacity} tokens; "
+                f"no memory for a cache of {batch_size} rows of {capacity} tokens{size}; "
                 "lower --max-new-tokens, the number of prompts per batch, or the prompt length"
             ) from error
 
@@ -282,6 +284,24 @@ class ModelRunner(ABC):
         self.lengths.add_(torch.where(active, num_accepted + 1, 0))
         self.use.longest += depth + 1
 
+    def pass_over(self, tokens: Tensor, active: Tensor) -> None:
+        """See `RowState.pass_over`: the slots count as committed, and hold nothing until `refeed`."""
+        self.lengths.add_(active)
+        self.use.longest += 1
+
+    def refeed(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
+        """Cache the last committed tokens of every row, whose slots may hold nothing, in chunks.
+
+        Args:
+            token_ids: Right-padded, `[batch, tokens]` int64.
+            counts: Tokens to cache per row, `[batch]` int64; may be 0.
+            longest: No row has more committed tokens.
+        """
+        self.lengths.sub_(counts)
+        for start in range(0, token_ids.shape[1], PREFILL_CHUNK):
+            part = token_ids[:, start : start + PREFILL_CHUNK]
+            self.prefill_chunk(part, (counts - start).clamp(0, part.shape[1]), longest)
+
     def fix_shapes(self) -> None:
         """Offer all slots to every call from now on, so that it can be captured; `allocate` ends that."""
         self.use.has_fixed_shapes = True
@@ -289,6 +309,11 @@ class ModelRunner(ABC):
     @property
     def cache_bytes(self) -> int:
         """Memory of the keys and values that are held, once they have been written to."""
+        return 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """See `RowState.slot_bytes`; 0 where it is not known."""
         return 0
 
     def layout(self) -> tuple[Hashable, ...]:

@@ -17,6 +17,7 @@ from mtad.models.forward import ForwardBatch
 from mtad.models.fused_decoder import FusedDecoder, can_fuse
 from mtad.models.graphs import places_of
 from mtad.models.runner import ModelRunner
+from mtad.models.traffic import call_traffic
 
 
 class TransformersRunner(ModelRunner):
@@ -76,6 +77,11 @@ class TransformersRunner(ModelRunner):
     def cache_bytes(self) -> int:
         """See `ModelRunner.cache_bytes`."""
         return 0 if self.cache is None else sum(tensor.nbytes for tensor in self.cache.tensors())
+
+    @property
+    def slot_bytes(self) -> int:
+        """See `RowState.slot_bytes`."""
+        return call_traffic(self.model).token_bytes
 
     def layout(self) -> tuple[Hashable, ...]:
         """See `RowState.layout`."""

@@ -42,6 +42,11 @@ class WrappedRunner(ModelRunner):
         """See `ModelRunner.cache_bytes`."""
         return self.inner.cache_bytes
 
+    @property
+    def slot_bytes(self) -> int:
+        """See `RowState.slot_bytes`."""
+        return self.inner.slot_bytes
+
     def layout(self) -> tuple[Hashable, ...]:
         """See `RowState.layout`."""
         return (*super().layout(), *self.inner.layout())

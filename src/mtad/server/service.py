@@ -121,6 +121,9 @@ class Service:
         if body.explain and not body.stream:
             raise ConfigError("explain needs a stream, got stream false; set stream to true")
         changes = body.settings()
+        if self._defaults.guard == "auto":
+            # A seed of our own is no promise that the text can be repeated.
+            changes["guard"] = "off" if "seed" in changes else "on"
         changes.setdefault("seed", secrets.randbelow(1 << 31))
         options = replace_settings(self._defaults, changes, "request")
         token_ids = [encode_prompt(self._tokenizer, prompt, _format(kind)) for prompt in prompts]
@@ -156,7 +159,9 @@ class Service:
         note: RequestNote,
     ) -> Answers:
         """One job for each prompt and choice."""
-        choices = [replace_settings(options, {"seed": options.seed + index}, "request") for index in range(body.n)]
+        assert options.seed is not None
+        seed = options.seed
+        choices = [replace_settings(options, {"seed": seed + index}, "request") for index in range(body.n)]
         return Answers(
             self.worker,
             self.metrics,

@@ -97,6 +97,8 @@ class DecodingStats:
         cache_bytes: Memory of the keys and values of all models, whole batch.
         tokens_per_s: `num_tokens / decode_s`.
         num_reused_prompt_tokens: Tokens of the prompt whose keys were copied from another row instead of computed.
+        shortened_calls: Target calls for which the guard shortened the draft.
+        undrafted_calls: Target calls for which the guard left the draft out, to measure or because it did not pay.
     """
 
     num_prompt_tokens: int
@@ -114,6 +116,8 @@ class DecodingStats:
     cache_bytes: int = 0
     tokens_per_s: float
     num_reused_prompt_tokens: int = 0
+    shortened_calls: int = 0
+    undrafted_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from tests.tiny_models import tiny_model
 from tests.unit.models.test_translated_runner import full_map
 
 from mtad.config import GenerationOptions
-from mtad.decoding import AnswerLimits, BatchRoom, Request, RollingBatch, RollingShelf
+from mtad.decoding import AnswerLimits, BatchRoom, Machine, Request, RollingBatch, RollingShelf
 from mtad.errors import UnsupportedOperationError
 from mtad.models.table import TableRunner
 from mtad.models.transformers_runner import TransformersRunner
@@ -350,7 +350,7 @@ def test_captured_iterations_go_on_while_rows_come_and_go(
     answers = []
     for cuda_graphs in ("off", "auto"):
         room = BatchRoom(max_rows=4 + seed % 2, max_tokens=80, prefill_chunk=16)
-        rolling = batch(room, runners=captured_pair, capture=record_call)
+        rolling = batch(room, runners=captured_pair, machine=Machine(record_call))
         chance = random.Random(seed)
         results: dict[int, GenerationResult] = {}
         for ticket in range(20):
