@@ -15,7 +15,7 @@ LEAST_SHARED = 16
 """Tokens that prompts must have in common before one row computes them for others."""
 
 
-def shared_beginning(prompts: Sequence[Sequence[int]]) -> int:
+def shared_beginning(prompts: Sequence[list[int]]) -> int:
     """Leading tokens that all prompts have in common, their last ones left out; 0 where it is not worth a call."""
     if len(prompts) < 2:
         return 0
