@@ -164,7 +164,7 @@ def can_fuse(model: Any) -> bool:
     config = model.config
     if config.model_type not in _MODEL_TYPES or config.hidden_act != "silu" or model.dtype not in _DTYPES:
         return False
-    head = model.lm_head
+    head = getattr(model, "lm_head", None)
     if not isinstance(head, Int8Linear) or head.kernels is None:
         return False
     inner = model.model

@@ -158,9 +158,9 @@ class Pass {
 
   void multiply(const Linear& linear, int64_t tile, const TokenBytes& tokens, int64_t num_tokens, float* to, int64_t width, bool adds) {
     const int64_t start = tile * TILE, kept = std::min<int64_t>(TILE, width - start);
-    in_parts(num_tokens, [&](int64_t first, int count) {
+    in_parts(linear, tile, num_tokens, [&](int64_t first, int count, Ahead ahead) {
       float product[MOST_TOKENS * TILE];
-      tile_product(linear, tile, tokens.view, first, count, product);
+      tile_product(linear, tile, tokens.view, first, count, ahead, product);
       for (int m = 0; m < count; ++m) {
         float* at = to + (first + m) * width + start;
         for (int64_t j = 0; j < kept; ++j) at[j] = adds ? at[j] + product[m * TILE + j] : product[m * TILE + j];
@@ -170,10 +170,11 @@ class Pass {
 
   void multiply_gated(const Layer& layer, int64_t tile) {
     const int64_t start = tile * TILE, kept = std::min<int64_t>(TILE, inner_ - start);
-    in_parts(num_tokens_, [&](int64_t first, int count) {
+    const int64_t moved = layer.up.weights - layer.gate.weights;
+    in_parts(layer.gate, tile, num_tokens_, [&](int64_t first, int count, Ahead ahead) {
       float gate[MOST_TOKENS * TILE], up[MOST_TOKENS * TILE];
-      tile_product(layer.gate, tile, normed_bytes_.view, first, count, gate);
-      tile_product(layer.up, tile, normed_bytes_.view, first, count, up);
+      tile_product(layer.gate, tile, normed_bytes_.view, first, count, ahead, gate);
+      tile_product(layer.up, tile, normed_bytes_.view, first, count, {ahead.from + moved, ahead.bytes}, up);
       gate_tile(gate, up, count * TILE);
       for (int m = 0; m < count; ++m) std::copy_n(gate + m * TILE, kept, &gated_[(first + m) * inner_ + start]);
     });
