@@ -61,8 +61,8 @@ class Engine:
         Args:
             target: `smollm2` (the default pair), a local folder, or a hub id.
             draft: Folder or hub id of the auxiliary model; the default pair brings its own.
-            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `device_map`, `revision`,
-                `match_vocabularies`.
+            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `quantization`, `device_map`,
+                `revision`, `match_vocabularies`.
 
         Raises:
             ModelLoadError: Something cannot be loaded, or the two do not fit.

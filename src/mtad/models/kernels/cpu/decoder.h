@@ -44,11 +44,13 @@ struct Call {
 };
 
 inline void normalise(const float* token, const float* weight, int64_t size, float epsilon, float* to) {
-  float squares[LANES] = {};
-  for (int64_t i = 0; i < size; ++i) squares[i % LANES] += token[i] * token[i];
-  floats sum = load(squares);
-  const float factor = 1.0f / std::sqrt(total(sum) / static_cast<float>(size) + epsilon);
-  for (int64_t i = 0; i < size; ++i) to[i] = token[i] * factor * weight[i];
+  floats squares = {};
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) squares += load(token + i) * load(token + i);
+  float sum = total(squares);
+  for (; i < size; ++i) sum += token[i] * token[i];
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon);
+  for (i = 0; i < size; ++i) to[i] = token[i] * factor * weight[i];
 }
 
 // silu(gate) * up, in place of the gate.
@@ -238,6 +240,29 @@ class Pass {
   std::vector<float> states_, queries_, keys_, values_, attended_, gated_, turns_;
   TokenBytes normed_bytes_, attended_bytes_, gated_bytes_;
 };
+
+// Slots to copy within rows, [rows, count] each.
+struct Move {
+  int64_t first_row, rows, cache_slots, count;
+  const int64_t* sources;
+  const int64_t* targets;
+};
+
+// Copies slots of all layers; all sources of a row are read before any target is written.
+inline void move_slots(const Decoder& decoder, const Move& move) {
+  const int64_t size = decoder.head_dim * (decoder.cache_is_bfloat16 ? 2 : 4);
+  std::vector<char> read(move.count * size);
+  for (int64_t index = 0; index < 2 * decoder.num_layers; ++index) {
+    const Layer& layer = decoder.layers[index / 2];
+    char* all = static_cast<char*>(index % 2 ? layer.values : layer.keys);
+    for (int64_t item = 0; item < move.rows * decoder.key_heads; ++item) {
+      char* head = all + (move.first_row * decoder.key_heads + item) * move.cache_slots * size;
+      const int64_t first = item / decoder.key_heads * move.count;
+      for (int64_t i = 0; i < move.count; ++i) std::memcpy(&read[i * size], head + move.sources[first + i] * size, size);
+      for (int64_t i = 0; i < move.count; ++i) std::memcpy(head + move.targets[first + i] * size, &read[i * size], size);
+    }
+  }
+}
 
 template <typename Element>
 void decode(const Decoder& decoder, const Call& call) {

@@ -109,8 +109,6 @@ inline void group_sums(const uint8_t* tile, const int8_t* bytes, int32_t* sums) 
 #endif
 }
 
-#define MTAD_UNROLL _Pragma("GCC unroll 16")
-
 // What to fetch into the cache while a tile is multiplied: from where on, and how many bytes for every quad.
 struct Ahead {
   const uint8_t* from;

@@ -29,3 +29,5 @@ extern "C" void mtad_decode(const mtad::Decoder* decoder, const mtad::Call* call
   else
     mtad::decode<float>(*decoder, *call);
 }
+
+extern "C" void mtad_move(const mtad::Decoder* decoder, const mtad::Move* move) { mtad::move_slots(*decoder, *move); }
