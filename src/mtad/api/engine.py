@@ -66,8 +66,8 @@ class Engine:
         Args:
             target: `smollm2` (the default pair), a local folder, or a hub id.
             draft: Folder or hub id of the auxiliary model; the default pair brings its own.
-            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `threads`, `device_map`,
-                `revision`, `match_vocabularies`.
+            **options: Further fields of `ModelOptions`: `adapter`, `device`, `dtype`, `quantization`, `threads`,
+                `device_map`, `revision`, `match_vocabularies`.
 
         Raises:
             ModelLoadError: Something cannot be loaded, or the two do not fit.

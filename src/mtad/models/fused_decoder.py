@@ -66,6 +66,13 @@ class _Call(ctypes.Structure):
     )
 
 
+class _Move(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("first_row", "rows", "cache_slots", "count")),
+        *((name, ctypes.c_void_p) for name in ("sources", "targets")),
+    )
+
+
 class FusedDecoder:
     """The model's whole forward call as one operator; its weights are those of the model's `Int8Linear` layers.
 
@@ -110,6 +117,15 @@ class FusedDecoder:
         call = _Call(*sizes, *(tensor.data_ptr() for tensor in tensors), logits.data_ptr())
         self._kernels.mtad_decode(ctypes.byref(self._decoder), ctypes.byref(call))
         return logits
+
+    def move(self, cache: SlotCache, sources: Tensor, targets: Tensor) -> None:
+        """See `SlotCache.move`: every layer at once."""
+        self._visit(cache)
+        sources, targets = sources.contiguous(), targets.contiguous()
+        rows, count = sources.shape
+        places = (sources.data_ptr(), targets.data_ptr())
+        move = _Move(cache.first_row, rows, cache.num_slots, count, *places)
+        self._kernels.mtad_move(ctypes.byref(self._decoder), ctypes.byref(move))
 
     def _visit(self, cache: SlotCache) -> None:
         """Tell the kernels where the cache is, where it has moved since the last call."""
@@ -164,7 +180,7 @@ def can_fuse(model: Any) -> bool:
     config = model.config
     if config.model_type not in _MODEL_TYPES or config.hidden_act != "silu" or model.dtype not in _DTYPES:
         return False
-    head = model.lm_head
+    head = getattr(model, "lm_head", None)
     if not isinstance(head, Int8Linear) or head.kernels is None:
         return False
     inner = model.model

@@ -270,10 +270,18 @@ def _serve_draft(options: ModelOptions, model: Any, vocab_size: int, vocabulary:
 def _serve(options: ModelOptions, model: Any, vocab_size: int | None) -> TransformersRunner:
     """A runner with tree attention and packed weights, probed once unless the tests cover its type."""
     if options.quantization == "int8":
+        # Rounding to 8 bits would drown what the probe looks for.
+        _probe(TransformersRunner(model, vocab_size=vocab_size))
         quantise_linears(model)
-    pack_linears(model)
-    runner = TransformersRunner(model, vocab_size=vocab_size)
-    if model.config.model_type not in TESTED_MODEL_TYPES:
-        check_tree_logits(runner)
+        runner = TransformersRunner(model, vocab_size=vocab_size)
+    else:
+        pack_linears(model)
+        runner = TransformersRunner(model, vocab_size=vocab_size)
+        _probe(runner)
     runner.attach()
     return runner
+
+
+def _probe(runner: TransformersRunner) -> None:
+    if runner.model.config.model_type not in TESTED_MODEL_TYPES:
+        check_tree_logits(runner)

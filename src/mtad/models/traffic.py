@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from mtad.models.int8_linear import Int8Linear
 from mtad.models.packed_linear import PackedLinear, PackedSibling
 
 
@@ -35,6 +36,7 @@ def call_traffic(model: Any) -> CallTraffic:
     width = embedding.weight.element_size()
     packed = [module for module in model.modules() if isinstance(module, PackedLinear | PackedSibling)]
     packed_bytes = sum(module.in_features * module.out_features * width for module in packed)
+    packed_bytes += sum(module.weight_bytes for module in model.modules() if isinstance(module, Int8Linear))
     config = model.config.get_text_config(decoder=True)
     heads = int(config.num_attention_heads)
     key_heads = int(getattr(config, "num_key_value_heads", None) or heads)

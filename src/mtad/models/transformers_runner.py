@@ -134,7 +134,10 @@ class TransformersRunner(ModelRunner):
         self._allocated.select_rows(rows)
 
     def _move_slots(self, sources: Tensor, targets: Tensor) -> None:
-        self._allocated.move(sources, targets)
+        if self._fused is not None:
+            self._fused.move(self._allocated, sources, targets)
+        else:
+            self._allocated.move(sources, targets)
 
     def _copy_slots(self, source: int, target: int, num_slots: int) -> None:
         self._allocated.copy_row(source, target, num_slots)

@@ -7,19 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from mtad.config import ModelOptions
 from mtad.errors import CapacityError, ConfigError, ModelLoadError, UnsupportedModelError, VocabularyMismatchError
+from mtad.models.int8_linear import Int8Linear
 from mtad.models.loading import load_models
 from mtad.models.placement import choose_device, choose_dtype
+from mtad.models.scoring import score_sequences
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.models.translated_runner import TranslatedRunner
 
@@ -289,3 +293,57 @@ def test_a_device_map_is_passed_on_or_refused(target: Path) -> None:
     assert load(target, device_map="auto").options.device_map == "auto"
     with pytest.raises(ConfigError, match="balanced"):
         load(target, device_map="everywhere")
+
+
+def scored(models: Any, which: str = "target") -> torch.Tensor:
+    sequence = [[1, 5, 7, 3, 9, 11, 4]]
+    return torch.tensor(score_sequences(getattr(models, which), sequence)[0].log_probs)
+
+
+@pytest.mark.parametrize("changes", [{}, {"target_shape": "smollm2-135m"}], ids=["as it is", "cost twin"])
+def test_eight_bits_are_close_to_full_weights(target: Path, draft: Path, changes: dict[str, str]) -> None:
+    plain, int8 = load(target, draft, dtype="float32"), load(target, draft, quantization="int8", **changes)
+    assert int8.options.quantization == "int8"
+    for which in ("target", "draft"):
+        runner = getattr(int8, which)
+        assert any(isinstance(module, Int8Linear) for module in runner.model.modules())
+        assert not any(type(module) is nn.Linear for module in runner.model.modules())
+        difference = (scored(int8, which) - scored(plain, which)).abs()
+        assert 0 < difference.max() < 0.5
+
+
+def test_an_adapter_is_merged_before_weights_are_rounded(target: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    options: dict[str, Any] = {"adapter": str(tmp_path / "adapter"), "dtype": "float32"}
+    plain, int8 = load(target, **options), load(target, quantization="int8", **options)
+    without = load(target, quantization="int8", dtype="float32")
+    assert (scored(int8) - scored(plain)).abs().max() < 0.5
+    assert (scored(int8) - scored(without)).abs().max() > 1
+
+
+def test_untested_types_are_probed_before_weights_are_rounded(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[int] = []
+
+    def probe(runner: TransformersRunner) -> None:
+        probed.append(sum(type(module) is nn.Linear for module in runner.model.modules()))
+
+    monkeypatch.setattr("mtad.models.loading.TESTED_MODEL_TYPES", frozenset())
+    monkeypatch.setattr("mtad.models.loading.check_tree_logits", probe)
+    load(target, quantization="int8")
+    assert probed == [15]
+
+
+def test_eight_bits_are_refused_where_they_cannot_be(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="quantization must be one of none, int8, got 'int3'"):
+        load(target, quantization="int3")
+    with pytest.raises(ConfigError, match="8-bit weights lie on the CPU alone, got device_map auto"):
+        load(target, quantization="int8", device_map="auto")
+    monkeypatch.setattr("mtad.models.loading.choose_device", lambda name: torch.device("cuda", 0))
+    with pytest.raises(ConfigError, match="8-bit weights are for the CPU, got quantization int8 on cuda:0"):
+        load(target, quantization="int8", device="cuda")

@@ -8,6 +8,7 @@ from tests.tiny_models import VOCAB_SIZE, tiny_model
 
 from mtad.config import ModelOptions
 from mtad.errors import ConfigError, UnsupportedModelError
+from mtad.models.int8_linear import quantise_linears
 from mtad.models.loading import load_models
 from mtad.models.traffic import call_traffic
 from mtad.models.transformers_runner import TransformersRunner
@@ -120,3 +121,11 @@ def test_a_twin_has_the_traffic_of_its_size() -> None:
     model = tiny_model("llama", dtype=torch.float32)
     runner = TransformersRunner(enlarge(model, BASE, "a shape"), vocab_size=VOCAB_SIZE)
     assert call_traffic(runner.model).weight_bytes > 2 * call_traffic(model).weight_bytes
+
+
+def test_eight_bits_are_a_quarter_of_the_traffic() -> None:
+    model, int8 = tiny_model("llama", dtype=torch.float32), tiny_model("llama", dtype=torch.float32)
+    quantise_linears(int8)
+    norms = sum(weight.nbytes for weight in model.parameters() if weight.ndim == 1)
+    plain = call_traffic(model).weight_bytes - norms
+    assert call_traffic(int8).weight_bytes - norms == plain / 4

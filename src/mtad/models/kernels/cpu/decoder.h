@@ -44,11 +44,13 @@ struct Call {
 };
 
 inline void normalise(const float* token, const float* weight, int64_t size, float epsilon, float* to) {
-  float squares[LANES] = {};
-  for (int64_t i = 0; i < size; ++i) squares[i % LANES] += token[i] * token[i];
-  floats sum = load(squares);
-  const float factor = 1.0f / std::sqrt(total(sum) / static_cast<float>(size) + epsilon);
-  for (int64_t i = 0; i < size; ++i) to[i] = token[i] * factor * weight[i];
+  floats squares = {};
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) squares += load(token + i) * load(token + i);
+  float sum = total(squares);
+  for (; i < size; ++i) sum += token[i] * token[i];
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon);
+  for (i = 0; i < size; ++i) to[i] = token[i] * factor * weight[i];
 }
 
 // silu(gate) * up, in place of the gate.
@@ -158,9 +160,9 @@ class Pass {
 
   void multiply(const Linear& linear, int64_t tile, const TokenBytes& tokens, int64_t num_tokens, float* to, int64_t width, bool adds) {
     const int64_t start = tile * TILE, kept = std::min<int64_t>(TILE, width - start);
-    in_parts(num_tokens, [&](int64_t first, int count) {
+    in_parts(linear, tile, num_tokens, [&](int64_t first, int count, Ahead ahead) {
       float product[MOST_TOKENS * TILE];
-      tile_product(linear, tile, tokens.view, first, count, product);
+      tile_product(linear, tile, tokens.view, first, count, ahead, product);
       for (int m = 0; m < count; ++m) {
         float* at = to + (first + m) * width + start;
         for (int64_t j = 0; j < kept; ++j) at[j] = adds ? at[j] + product[m * TILE + j] : product[m * TILE + j];
@@ -170,10 +172,11 @@ class Pass {
 
   void multiply_gated(const Layer& layer, int64_t tile) {
     const int64_t start = tile * TILE, kept = std::min<int64_t>(TILE, inner_ - start);
-    in_parts(num_tokens_, [&](int64_t first, int count) {
+    const int64_t moved = layer.up.weights - layer.gate.weights;
+    in_parts(layer.gate, tile, num_tokens_, [&](int64_t first, int count, Ahead ahead) {
       float gate[MOST_TOKENS * TILE], up[MOST_TOKENS * TILE];
-      tile_product(layer.gate, tile, normed_bytes_.view, first, count, gate);
-      tile_product(layer.up, tile, normed_bytes_.view, first, count, up);
+      tile_product(layer.gate, tile, normed_bytes_.view, first, count, ahead, gate);
+      tile_product(layer.up, tile, normed_bytes_.view, first, count, {ahead.from + moved, ahead.bytes}, up);
       gate_tile(gate, up, count * TILE);
       for (int m = 0; m < count; ++m) std::copy_n(gate + m * TILE, kept, &gated_[(first + m) * inner_ + start]);
     });
@@ -237,6 +240,29 @@ class Pass {
   std::vector<float> states_, queries_, keys_, values_, attended_, gated_, turns_;
   TokenBytes normed_bytes_, attended_bytes_, gated_bytes_;
 };
+
+// Slots to copy within rows, [rows, count] each.
+struct Move {
+  int64_t first_row, rows, cache_slots, count;
+  const int64_t* sources;
+  const int64_t* targets;
+};
+
+// Copies slots of all layers; all sources of a row are read before any target is written.
+inline void move_slots(const Decoder& decoder, const Move& move) {
+  const int64_t size = decoder.head_dim * (decoder.cache_is_bfloat16 ? 2 : 4);
+  std::vector<char> read(move.count * size);
+  for (int64_t index = 0; index < 2 * decoder.num_layers; ++index) {
+    const Layer& layer = decoder.layers[index / 2];
+    char* all = static_cast<char*>(index % 2 ? layer.values : layer.keys);
+    for (int64_t item = 0; item < move.rows * decoder.key_heads; ++item) {
+      char* head = all + (move.first_row * decoder.key_heads + item) * move.cache_slots * size;
+      const int64_t first = item / decoder.key_heads * move.count;
+      for (int64_t i = 0; i < move.count; ++i) std::memcpy(&read[i * size], head + move.sources[first + i] * size, size);
+      for (int64_t i = 0; i < move.count; ++i) std::memcpy(head + move.targets[first + i] * size, &read[i * size], size);
+    }
+  }
+}
 
 template <typename Element>
 void decode(const Decoder& decoder, const Call& call) {

@@ -29,6 +29,7 @@ struct Linear {
 
 inline int64_t num_tiles(const Linear& linear) { return (linear.num_outputs + TILE - 1) / TILE; }
 inline int64_t num_groups(int64_t num_inputs) { return (num_inputs + GROUP - 1) / GROUP; }
+inline int64_t tile_bytes(const Linear& linear) { return num_groups(linear.num_inputs) * GROUP * TILE; }
 
 // Tokens as signed bytes, padded with zeros to whole groups: value = byte * scale of its group.
 struct Quantised {
@@ -108,11 +109,17 @@ inline void group_sums(const uint8_t* tile, const int8_t* bytes, int32_t* sums) 
 #endif
 }
 
-#define MTAD_UNROLL _Pragma("GCC unroll 16")
+// What to fetch into the cache while a tile is multiplied: from where on, and how many bytes for every quad.
+struct Ahead {
+  const uint8_t* from;
+  int64_t bytes;
+};
+
+inline void fetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
 
 // The sums of TOKENS tokens, from `first` on, times one tile, before the scales of the outputs: [TOKENS][TILE].
 template <int TOKENS>
-inline void tile_sums(const uint8_t* tile, const Quantised& tokens, int64_t first, float* to) {
+inline void tile_sums(const uint8_t* tile, const Quantised& tokens, int64_t first, Ahead ahead, float* to) {
   const int64_t groups = tokens.groups;
   const int8_t* bytes = tokens.bytes + first * groups * GROUP;
   const float* scales = tokens.scales + first * groups;
@@ -124,9 +131,9 @@ inline void tile_sums(const uint8_t* tile, const Quantised& tokens, int64_t firs
     __m512i low_sum[TOKENS], high_sum[TOKENS];
     MTAD_UNROLL for (int m = 0; m < TOKENS; ++m) low_sum[m] = high_sum[m] = _mm512_set1_epi32(excess[m * groups + group]);
     const int8_t* here = bytes + group * GROUP;
-    for (int quad = 0; quad < QUADS; ++quad, tile += TILE * 4) {
-      _mm_prefetch(reinterpret_cast<const char*>(tile + 4096), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(tile + 4160), _MM_HINT_T0);
+    for (int quad = 0; quad < QUADS; ++quad, tile += TILE * 4, ahead.from += ahead.bytes) {
+      fetch(ahead.from);
+      fetch(ahead.from + ahead.bytes / 2);
       const __m512i left = _mm512_loadu_si512(tile), right = _mm512_loadu_si512(tile + 64);
       MTAD_UNROLL for (int m = 0; m < TOKENS; ++m) {
         int32_t four;
@@ -147,6 +154,7 @@ inline void tile_sums(const uint8_t* tile, const Quantised& tokens, int64_t firs
     _mm512_storeu_ps(to + m * TILE + 16, high[m]);
   }
 #else
+  static_cast<void>(ahead);
   std::fill(to, to + TOKENS * TILE, 0.0f);
   for (int64_t group = 0; group < groups; ++group, tile += QUADS * TILE * 4)
     for (int m = 0; m < TOKENS; ++m) {
@@ -160,15 +168,16 @@ inline void tile_sums(const uint8_t* tile, const Quantised& tokens, int64_t firs
 }
 
 // A tile's outputs for tokens `first` to `first + count`, [count][TILE].
-inline void tile_product(const Linear& linear, int64_t tile, const Quantised& tokens, int64_t first, int count, float* to) {
-  const uint8_t* weights = linear.weights + tile * tokens.groups * GROUP * TILE;
+inline void tile_product(
+    const Linear& linear, int64_t tile, const Quantised& tokens, int64_t first, int count, Ahead ahead, float* to) {
+  const uint8_t* weights = linear.weights + tile * tile_bytes(linear);
   switch (count) {
-    case 1: tile_sums<1>(weights, tokens, first, to); break;
-    case 2: tile_sums<2>(weights, tokens, first, to); break;
-    case 3: tile_sums<3>(weights, tokens, first, to); break;
-    case 4: tile_sums<4>(weights, tokens, first, to); break;
-    case 5: tile_sums<5>(weights, tokens, first, to); break;
-    case 6: tile_sums<6>(weights, tokens, first, to); break;
+    case 1: tile_sums<1>(weights, tokens, first, ahead, to); break;
+    case 2: tile_sums<2>(weights, tokens, first, ahead, to); break;
+    case 3: tile_sums<3>(weights, tokens, first, ahead, to); break;
+    case 4: tile_sums<4>(weights, tokens, first, ahead, to); break;
+    case 5: tile_sums<5>(weights, tokens, first, ahead, to); break;
+    case 6: tile_sums<6>(weights, tokens, first, ahead, to); break;
   }
   const float* scales = linear.scales + tile * TILE;
   const float* bias = linear.bias == nullptr ? nullptr : linear.bias + tile * TILE;
@@ -176,13 +185,15 @@ inline void tile_product(const Linear& linear, int64_t tile, const Quantised& to
     for (int j = 0; j < TILE; ++j) to[m * TILE + j] = to[m * TILE + j] * scales[j] + (bias == nullptr ? 0.0f : bias[j]);
 }
 
-// Cuts tokens into parts of about one size, none larger than MOST_TOKENS, and calls each(first, count).
+// Cuts tokens into parts of about one size, none larger than MOST_TOKENS, and calls each(first, count, ahead). While a
+// tile is multiplied again and again, the next one is fetched.
 template <typename Each>
-inline void in_parts(int64_t num_tokens, Each each) {
-  const int64_t parts = (num_tokens + MOST_TOKENS - 1) / MOST_TOKENS;
+inline void in_parts(const Linear& linear, int64_t tile, int64_t num_tokens, Each each) {
+  const int64_t parts = (num_tokens + MOST_TOKENS - 1) / MOST_TOKENS, size = tile_bytes(linear);
+  const uint8_t* next = linear.weights + std::min(tile + 1, num_tiles(linear) - 1) * size;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = part * num_tokens / parts, last = (part + 1) * num_tokens / parts;
-    each(first, static_cast<int>(last - first));
+    each(first, static_cast<int>(last - first), Ahead{next + part * size / parts, TILE * 4 / parts});
   }
 }
 

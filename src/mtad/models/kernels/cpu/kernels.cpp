@@ -13,9 +13,9 @@ extern "C" void mtad_int8_linear(
     team.each(num_tokens, [&](int64_t token) { quantise(inputs + token * size, size, tokens.view, token); });
     team.wait();
     team.each(num_tiles(*linear), [&](int64_t tile) {
-      in_parts(num_tokens, [&](int64_t first, int count) {
+      in_parts(*linear, tile, num_tokens, [&](int64_t first, int count, Ahead ahead) {
         float product[MOST_TOKENS * TILE];
-        tile_product(*linear, tile, tokens.view, first, count, product);
+        tile_product(*linear, tile, tokens.view, first, count, ahead, product);
         const int64_t start = tile * TILE, kept = std::min<int64_t>(TILE, width - start);
         for (int m = 0; m < count; ++m) std::copy_n(product + m * TILE, kept, outputs + (first + m) * width + start);
       });
@@ -29,3 +29,5 @@ extern "C" void mtad_decode(const mtad::Decoder* decoder, const mtad::Call* call
   else
     mtad::decode<float>(*decoder, *call);
 }
+
+extern "C" void mtad_move(const mtad::Decoder* decoder, const mtad::Move* move) { mtad::move_slots(*decoder, *move); }

@@ -59,15 +59,15 @@ class TurnedKeys {
     const int64_t count = std::min<int64_t>(LANES, cache_slots - first);
     for (int64_t d = 0; d < head_dim; d += LANES) {
       floats rows[LANES], next[LANES];
-      for (int64_t i = 0; i < LANES; ++i) rows[i] = i < count ? load(keys + (first + i) * head_dim + d) : floats{};
-      for (int round = 0; round < 4; ++round) {
-        for (int i = 0; i < LANES / 2; ++i) {
+      MTAD_UNROLL for (int i = 0; i < LANES; ++i) rows[i] = i < count ? load(keys + (first + i) * head_dim + d) : floats{};
+      MTAD_UNROLL for (int round = 0; round < 4; ++round) {
+        MTAD_UNROLL for (int i = 0; i < LANES / 2; ++i) {
           next[2 * i] = zip_low(rows[i], rows[i + LANES / 2]);
           next[2 * i + 1] = zip_high(rows[i], rows[i + LANES / 2]);
         }
-        std::copy(next, next + LANES, rows);
+        MTAD_UNROLL for (int i = 0; i < LANES; ++i) rows[i] = next[i];
       }
-      for (int64_t i = 0; i < LANES; ++i) store(to + (d + i) * LANES, rows[i]);
+      MTAD_UNROLL for (int i = 0; i < LANES; ++i) store(to + (d + i) * LANES, rows[i]);
     }
   }
 
@@ -82,9 +82,9 @@ inline void block_scores(const float* const* queries, const float* keys, int64_t
   floats sums[COUNT] = {};
   for (int64_t d = 0; d < head_dim; ++d) {
     const floats key = load(keys + d * LANES);
-    _Pragma("GCC unroll 16") for (int i = 0; i < COUNT; ++i) sums[i] += key * queries[i][d];
+    MTAD_UNROLL for (int i = 0; i < COUNT; ++i) sums[i] += key * queries[i][d];
   }
-  _Pragma("GCC unroll 16") for (int i = 0; i < COUNT; ++i) store(to + i * stride, sums[i] * scaling);
+  MTAD_UNROLL for (int i = 0; i < COUNT; ++i) store(to + i * stride, sums[i] * scaling);
 }
 
 // COUNT queries' weighted sums of PARTS * 16 channels of the values.
@@ -94,12 +94,12 @@ inline void weigh_values(
   floats sums[COUNT][PARTS] = {};
   for (int64_t slot = 0; slot < num_slots; ++slot) {
     floats value[PARTS];
-    _Pragma("GCC unroll 16") for (int p = 0; p < PARTS; ++p) value[p] = load(values + slot * head_dim + p * LANES);
-    _Pragma("GCC unroll 16") for (int i = 0; i < COUNT; ++i)
-      _Pragma("GCC unroll 16") for (int p = 0; p < PARTS; ++p) sums[i][p] += value[p] * weights[i * stride + slot];
+    MTAD_UNROLL for (int p = 0; p < PARTS; ++p) value[p] = load(values + slot * head_dim + p * LANES);
+    MTAD_UNROLL for (int i = 0; i < COUNT; ++i)
+      MTAD_UNROLL for (int p = 0; p < PARTS; ++p) sums[i][p] += value[p] * weights[i * stride + slot];
   }
-  for (int i = 0; i < COUNT; ++i)
-    for (int p = 0; p < PARTS; ++p) store(to[i] + p * LANES, sums[i][p]);
+  MTAD_UNROLL for (int i = 0; i < COUNT; ++i)
+    MTAD_UNROLL for (int p = 0; p < PARTS; ++p) store(to[i] + p * LANES, sums[i][p]);
 }
 
 // Scores become weights that sum to one over what is seen; all slots of [0, num_slots), a multiple of 16.
@@ -109,8 +109,7 @@ inline void soften(float* scores, int64_t num_slots, const Sight& sight) {
     if (!sight.sees(slot)) scores[slot] = nothing;
   floats most = splat(nothing);
   for (int64_t slot = 0; slot < num_slots; slot += LANES) most = larger(load(scores + slot), most);
-  float top = nothing;
-  for (int lane = 0; lane < LANES; ++lane) top = std::max(top, most[lane]);
+  const float top = largest(most);
   floats sums = {};
   for (int64_t slot = 0; slot < num_slots; slot += LANES) {
     const floats weights = exponential(load(scores + slot) - top);

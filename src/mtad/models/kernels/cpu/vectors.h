@@ -11,6 +11,9 @@
 
 namespace mtad {
 
+// Before a short loop over arrays that are to stay in registers.
+#define MTAD_UNROLL _Pragma("GCC unroll 16")
+
 constexpr int LANES = 16;
 typedef float floats __attribute__((vector_size(64)));
 typedef int32_t ints __attribute__((vector_size(64)));
@@ -61,6 +64,12 @@ inline float total(floats value) {
   for (int width = LANES / 2; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
   return sum[0];
+}
+
+inline float largest(floats value) {
+  float most = value[0];
+  for (int lane = 1; lane < LANES; ++lane) most = value[lane] > most ? value[lane] : most;
+  return most;
 }
 
 inline floats larger(floats left, floats right) { return left > right ? left : right; }
