@@ -2,17 +2,20 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from mtad.errors import CapacityError, DistillError
+from mtad.errors import CapacityError, ConfigError, DistillError
 from mtad.results.files import read_json, write_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOLD = re.compile(r"os error (\d+)")
 WORK_NAME = ".work"
 
 
@@ -65,19 +68,32 @@ class WorkFolder:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one sentence.
+    """Turn a full or read-only disk into one sentence, whichever library met it.
 
     Raises:
         DistillError: The block could not write.
     """
     try:
         yield
-    except OSError as error:
-        advice = "free some space" if error.errno in _FULL else "check the folder"
+    except (OSError, RuntimeError, ConfigError, SafetensorError) as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        advice = "free some space" if number in _FULL else "check the folder"
         raise DistillError(
-            f"{path} cannot be written ({error.strerror}); {advice} and run the same command again, "
+            f"{path} cannot be written ({os.strerror(number)}); {advice} and run the same command again, "
             "it goes on from what is there"
         ) from error
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of what went wrong, from an error, the text of a library's, or an error behind it."""
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.errno
+    told = _TOLD.search(str(error))
+    return int(told[1]) if told else _error_number(error.__cause__ or error.__context__)
 
 
 @contextmanager
