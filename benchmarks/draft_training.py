@@ -48,14 +48,16 @@ def main() -> None:
     parser.add_argument("--size", default="nano")
     parser.add_argument("--seconds", type=float, default=100.0, help="processor time of every training")
     parser.add_argument("--answers", type=int, default=32)
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path("draft_training.json"))
     options = parser.parse_args()
     models = load_models(ModelOptions(target=options.target, device="cpu"), wants_draft=False)
     prompts = [json.loads(line)["prompt"] for line in options.prompts.read_text().splitlines()[-4 * options.answers :]]
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
     record = {"run": describe_run(), "seconds": options.seconds, "answers": options.answers, "rows": rows}
-    for name, changes in WAYS.items():
-        if name.startswith("on with") and options.init is None:
+    for name in options.ways:
+        changes = WAYS[name]
+        if name in rows or (name.startswith("on with") and options.init is None):
             continue
         init = options.init if name.startswith("on with") else "pca"
         rows[name] = train(models, options, prompts, DistillOptions(**({"batch_tokens": 1024, "init": init} | changes)))
@@ -80,7 +82,7 @@ def train(models: LoadedModels, options: Any, prompts: list[str], way: DistillOp
     trainer.run(texts, numbers, options.seconds, lambda *_: None)
     found["after"] = {"overlap": measure_overlap(classroom, texts, held_out)[0]}
     models.target.attach()
-    found["after"] |= tokens_per_call(models, draft, given, count=options.answers)
+    found["after"] |= tokens_per_call(models, draft, given, count=options.answers, labels=("mmtad", "speculative"))
     return found | {"batches": trainer.state["batches"], "tokens": trainer.state["tokens"]}
 
 

@@ -27,6 +27,7 @@ def tokens_per_call(
     prompts: Sequence[list[int]],
     vocabulary: VocabularyMap | None = None,
     count: int = _PROMPTS,
+    labels: Sequence[str] = tuple(METHODS),
 ) -> dict[str, float]:
     """Emitted tokens by calls of the target, for every method of `METHODS`.
 
@@ -36,14 +37,15 @@ def tokens_per_call(
         prompts: Token ids.
         vocabulary: Where the draft has some of the target's tokens only.
         count: The first so many prompts are answered.
+        labels: Which of `METHODS`.
     """
     dtype = getattr(torch, models.options.dtype)
     runner = serve_student(copy.deepcopy(draft).to(dtype).eval(), models.target.vocab_size, vocabulary)
     engine = Engine(replace(models, draft=runner))
     found = {}
-    for label, changes in METHODS.items():
+    for label in labels:
         limit = min(_TOKENS, (models.target.max_positions or 2**30) - max(len(item) for item in prompts) - 1)
-        options = replace(GenerationOptions(max_new_tokens=max(limit, 1)), **changes)
+        options = replace(GenerationOptions(max_new_tokens=max(limit, 1)), **METHODS[label])
         results = engine.generate(list(prompts[:count]), options, batch_size=_BATCH)
         calls = sum(item.stats.target_calls for item in results)
         found[label] = sum(item.stats.num_tokens for item in results) / max(calls, 1)

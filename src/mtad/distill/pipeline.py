@@ -20,7 +20,7 @@ from mtad.distill.store import StoredTexts, TextStore, open_texts
 from mtad.distill.teacher import Teacher, use_own_attention
 from mtad.distill.team import Team
 from mtad.distill.training import EVALUATION_SHARE, Trainer
-from mtad.distill.vocabulary import find_vocabulary
+from mtad.distill.vocabulary import check_drafts, find_vocabulary
 from mtad.distill.work import WorkFolder, training_memory_errors
 from mtad.distill.writing import write_draft
 from mtad.errors import DistillError
@@ -45,7 +45,7 @@ class Distillation:
 
     Raises:
         ModelLoadError: The target cannot be loaded.
-        DistillError: The folder holds a run with other settings.
+        DistillError: The folder holds a run with other settings, or no such drafts can be made.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Distillation:
         self.options = self._with_sizes(options)
         self.prompts = prompts
         self.shapes = [DraftShape.parse(name) for name in self.options.size]
+        check_drafts(self.models, self.shapes, self.options)
 
     def run(self) -> dict[str, Any]:
         """All stages that are not done yet; returns the report, ready for JSON, in the leading process alone."""

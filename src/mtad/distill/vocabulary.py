@@ -1,5 +1,6 @@
 """Which of the target's tokens a draft with `--vocab` keeps, and how a whole draft is cut down to them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtad.config import DistillOptions
+from mtad.distill.shapes import DraftShape
 from mtad.distill.store import StoredTexts
 from mtad.errors import ConfigError, DistillError, VocabularyMismatchError
 from mtad.models.checkpoints import read_model_config
@@ -18,6 +20,20 @@ from mtad.models.runner import ModelRunner
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.models.translated_runner import TranslatedRunner
 from mtad.models.trimmed_vocabulary import VOCABULARY_FILE, kept_tokens, load_vocabulary, trim_vocabulary
+
+
+def check_drafts(models: LoadedModels, shapes: Sequence[DraftShape], options: DistillOptions) -> None:
+    """Find out before any text is sampled that such drafts cannot be made.
+
+    Raises:
+        ConfigError: As `find_vocabulary`.
+        DistillError: As `choose_vocabulary` and `thin_head`.
+        VocabularyMismatchError: As `find_vocabulary`.
+    """
+    find_vocabulary(models, None, options)
+    for shape in shapes:
+        if options.head_rank is not None and options.init in ("pca", "random"):
+            _check_rank(options.head_rank, shape.hidden)
 
 
 def find_vocabulary(models: LoadedModels, texts: StoredTexts | None, options: DistillOptions) -> VocabularyMap | None:
@@ -111,14 +127,18 @@ def thin_head(draft: Any, rank: int) -> None:
         DistillError: The rank is no smaller than the width.
     """
     head = draft.get_output_embeddings()
-    if rank >= head.in_features:
-        raise DistillError(
-            f"got --head-rank {rank} for a draft of width {head.in_features}, expected less than its width; "
-            "lower it or leave it out"
-        )
+    _check_rank(rank, head.in_features)
     draft.config.get_text_config(decoder=True).tie_word_embeddings = False
     draft.config.tie_word_embeddings = False
     draft.set_output_embeddings(split_head(head.weight.detach(), rank))
+
+
+def _check_rank(rank: int, width: int) -> None:
+    if rank >= width:
+        raise DistillError(
+            f"got --head-rank {rank} for a draft of width {width}, expected less than its width; lower it or leave it "
+            "out"
+        )
 
 
 def serve_student(draft: Any, vocab_size: int, vocabulary: VocabularyMap | None) -> ModelRunner:

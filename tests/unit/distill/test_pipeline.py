@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.unit.distill.conftest import model_options, quick_options, silent
+from tests.unit.models.test_adapters import save_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtad.api import Engine
+from mtad.distill.pairing import pair_overlap
 from mtad.distill.pipeline import Distillation
+from mtad.distill.store import Text
 from mtad.errors import DistillError
+from mtad.models.loading import load_models
 
 
 def _run(target: Path, output: Path, *, prompts: Any = ("abc", "hello"), note: Any = silent, **changes: Any) -> Any:
@@ -53,6 +58,23 @@ def test_the_card_holds_the_figures(finished: tuple[Path, Any]) -> None:
     assert f"{report['train']['tokens']:,}" in card
     assert "2 given, the others written by the target" in card
     assert figures["after"]["overlap"] > figures["before"]["overlap"]
+
+
+def test_the_target_s_adapter_writes_and_teaches(target_folder: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter")
+    models = replace(model_options(target_folder), adapter=str(tmp_path / "adapter"))
+    options = quick_options(size=("32x2",), init="layers", tokens=300, epochs=1)
+    run = Distillation(models, options, ["abc"], tmp_path / "draft", silent)
+    report = run.run()
+    # All layers of the adapted target are the adapted target; those of the plain one are far from it.
+    assert report["drafts"]["32x2"]["before"]["overlap"] == pytest.approx(1, abs=1e-4)
+    plain = load_models(model_options(target_folder), wants_draft=False).target
+    texts = [Text([5, 6, 7, 8, 9], 1)]
+    run.models.target.attach()
+    assert pair_overlap(run.models.target, plain, texts)[0] < 0.9
+    assert f"with the adapter {tmp_path / 'adapter'}" in (tmp_path / "draft/README.md").read_text()
+    with pytest.raises(DistillError, match=r"adapter was '.*' and is None"):
+        Distillation(model_options(target_folder), options, ["abc"], tmp_path / "draft", silent)
 
 
 def test_several_sizes_have_folders_of_their_own(target_folder: Path, tmp_path: Path) -> None:

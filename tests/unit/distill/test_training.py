@@ -101,6 +101,24 @@ def test_a_bad_number_stops_it_and_the_last_checkpoint_stays(
     assert all(weight.isfinite().all() for weights in kept["drafts"] for weight in weights.values())
 
 
+def test_a_bad_gradient_behind_beams_stops_it_and_it_goes_on_with_a_lower_rate(
+    texts: StoredTexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(tmp_path, checkpoint_s=0, on_policy=0.5)
+
+    def poison(stage: str, done: float, _: str) -> None:
+        if stage == "on-policy" and done > 0.3:
+            monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+
+    with pytest.raises(DistillError, match="gradient became inf at batch"):
+        trainer.run(texts, list(range(60)), None, poison)
+    monkeypatch.undo()
+    again = _trainer(tmp_path, learning_rate=0.001, on_policy=0.5)
+    again.run(texts, list(range(60)), None, silent)
+    assert again.state["is_finished"]
+    assert all(weight.isfinite().all() for weight in _weights(again))
+
+
 def test_a_time_budget_ends_it_however_much_text_there_is(texts: StoredTexts, tmp_path: Path) -> None:
     trainer = _trainer(tmp_path, epochs=1)
     trainer.run(texts, list(range(60)), 0.8, silent)
