@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ class WorkFolder:
         self.path = output / WORK_NAME
 
     def open(self, settings: Mapping[str, Any]) -> bool:
-        """Begin, or go on with a run of the same settings.
+        """Begin, or go on with a run of the same settings; one that has done nothing yet is replaced.
 
         Args:
             settings: What must be alike, ready for JSON.
@@ -42,18 +43,24 @@ class WorkFolder:
             DistillError: The folder holds a run with other settings, or cannot be written.
         """
         found = self.read("settings")
-        if not found:
+        differing = [name for name in settings if found.get(name) != settings[name]]
+        if not found or (differing and not self._has_begun()):
             with disk_errors(self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
                 self.path.mkdir(parents=True, exist_ok=True)
             self.write("settings", dict(settings))
             return False
-        differing = [name for name in settings if found.get(name) != settings[name]]
         if differing:
             changes = ", ".join(f"{name} was {found.get(name)!r} and is {settings[name]!r}" for name in differing)
             raise DistillError(
                 f"{self.path.parent} holds a run with other settings ({changes}); give the same ones, or another --out"
             )
         return True
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything beside the settings and the choice of sizes."""
+        idle = {"settings.json", "sizes.json"}
+        return any(file.is_dir() or file.stat().st_size for file in self.path.iterdir() if file.name not in idle)
 
     def read(self, stage: str) -> dict[str, Any]:
         """What a stage wrote last; empty where it has not begun."""

@@ -99,6 +99,15 @@ def test_other_settings_are_refused_with_the_difference(target_folder: Path, fin
     Distillation(model_options(target_folder), options, ["abc", "hello"], finished[0], silent)
 
 
+def test_a_run_that_has_done_nothing_may_begin_again_otherwise(target_folder: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = Distillation(model_options(target_folder), quick_options(seed=seed), ["abc"], tmp_path, silent)
+        assert run.work.read("settings")["seed"] == seed
+    (tmp_path / ".work/tokens.bin").write_bytes(b"12")
+    with pytest.raises(DistillError, match="seed was 2 and is 3"):
+        Distillation(model_options(target_folder), quick_options(seed=3), ["abc"], tmp_path, silent)
+
+
 FULL = """
 import resource, sys
 from mtad.cli.main import main

@@ -87,6 +87,7 @@ def test_other_settings_and_missing_data_are_one_sentence(
 ) -> None:
     (tmp_path / "adapter/.work").mkdir(parents=True)
     (tmp_path / "adapter/.work/settings.json").write_text('{"target": "another"}')
+    (tmp_path / "adapter/.work/checkpoint.pt").write_bytes(b"something")
     arguments = ["--out", str(tmp_path), "--target", target, "--device", "cpu", "--quick"]
     assert main(["--data", str(data), *arguments]) == 2
     assert "target was 'another' and is" in capsys.readouterr().err
