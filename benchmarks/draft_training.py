@@ -1,10 +1,11 @@
 """Compares ways to train a draft at equal cost: losses, and whether the draft's own beams are part of the lesson.
 
-    mtad distill --target TARGET --out DRAFT --size nano --prompts prompts.jsonl ...
-    python benchmarks/draft_training.py --target TARGET --work DRAFT/.work --prompts prompts.jsonl
+    python benchmarks/draft_training.py --target TARGET --work DRAFT/.work --out draft_training.json
 
-Every way gets the same seconds of processor time for the same sampled texts, seed and batches, so that a busy machine
-changes nothing but the wait. Tokens per call are those of answers to prompts that were not trained on.
+The target is a small model, cut to its most frequent tokens so that the comparison takes minutes on a CPU; prompts and
+frequencies are those of a run of `mtad distill`. Every way gets the same seconds of processor time for the same sampled
+texts, seed and batches, so that a busy machine changes nothing but the wait. Tokens per call are those of answers to
+prompts that were not trained on. What the file holds already is not run again.
 """
 
 import argparse
@@ -19,70 +20,97 @@ from mtad.config import DistillOptions, ModelOptions
 from mtad.distill.beginnings import begin_draft
 from mtad.distill.evaluation import tokens_per_call
 from mtad.distill.lessons import Classroom, measure_overlap
-from mtad.distill.sampling import read_source
+from mtad.distill.sampling import PromptSource, sample_texts
 from mtad.distill.shapes import DraftShape
-from mtad.distill.store import open_texts
+from mtad.distill.store import StoredTexts, TextStore, open_texts
 from mtad.distill.teacher import Teacher, use_own_attention
 from mtad.distill.training import Trainer
+from mtad.distill.vocabulary import choose_vocabulary, serve_student
 from mtad.distill.work import WorkFolder
-from mtad.models.loading import LoadedModels, load_models
+from mtad.models.intersection import VocabularyMap
+from mtad.models.loading import LoadedModels, SamplingDefaults, load_models
 from mtad.results.provenance import describe_run
 
 WAYS: dict[str, dict[str, Any]] = {
-    "on with kl": {"loss": "kl", "learning_rate": 5e-4},
-    "on with kl, own beams": {"loss": "kl", "learning_rate": 5e-4, "on_policy": 0.5},
-    "kl": {"loss": "kl"},
-    "kl, own beams": {"loss": "kl", "on_policy": 0.5},
-    "acceptance": {"loss": "acceptance"},
+    "kl": {},
+    "kl, own beams at the end (0.3)": {"on_policy": 0.3},
+    "kl, own beams (1.0)": {"on_policy": 1.0},
     "tv": {"loss": "tv"},
+    "acceptance": {"loss": "acceptance"},
+    "acceptance, own beams at the end (0.3)": {"loss": "acceptance", "on_policy": 0.3},
 }
+METHODS = ("mmtad", "speculative")
 
 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--target", required=True)
+    parser.add_argument("--target", required=True, help="folder of a Llama-like model with its tokenizer")
     parser.add_argument("--work", type=Path, required=True, help="a .work folder with sampled texts")
-    parser.add_argument("--prompts", type=Path, required=True, help="the last ones are answered for the figures")
-    parser.add_argument("--init", help="a draft to go on with, for the ways that do")
-    parser.add_argument("--size", default="nano")
-    parser.add_argument("--seconds", type=float, default=100.0, help="processor time of every training")
-    parser.add_argument("--answers", type=int, default=32)
-    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS))
+    parser.add_argument("--size", default="64x1", help="of the draft")
+    parser.add_argument("--vocab", type=int, default=4096, help="tokens of target and draft")
+    parser.add_argument("--tokens", type=int, default=40_000, help="sampled tokens")
+    parser.add_argument("--seconds", type=float, default=30.0, help="processor time of every training")
+    parser.add_argument("--answers", type=int, default=64, help="of 64 tokens, for the figures")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of every way")
     parser.add_argument("--out", type=Path, default=Path("draft_training.json"))
     options = parser.parse_args()
-    models = load_models(ModelOptions(target=options.target, device="cpu"), wants_draft=False)
-    prompts = [json.loads(line)["prompt"] for line in options.prompts.read_text().splitlines()[-4 * options.answers :]]
-    rows: dict[str, Any] = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
-    record = {"run": describe_run(), "seconds": options.seconds, "answers": options.answers, "rows": rows}
-    for name in options.ways:
-        changes = WAYS[name]
-        if name in rows or (name.startswith("on with") and options.init is None):
-            continue
-        init = options.init if name.startswith("on with") else "pca"
-        rows[name] = train(models, options, prompts, DistillOptions(**({"batch_tokens": 1024, "init": init} | changes)))
-        print(name, json.dumps(rows[name]), flush=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(options.out.read_text()) if options.out.exists() else {"rows": {}}
+    record |= {"run": describe_run(), "settings": {name: str(value) for name, value in vars(options).items()}}
+    target, prompts = cut_target(options)
+    store = WorkFolder(options.out.with_suffix(""))
+    texts = sample(target, prompts[: -options.answers], store, options.tokens)
+    for seed in range(options.seeds):
+        for name, changes in WAYS.items():
+            key = f"{name}, seed {seed}"
+            if key not in record["rows"]:
+                way = DistillOptions(batch_tokens=1024, epochs=1000, seed=seed, **changes)
+                record["rows"][key] = train(target, options, (texts, prompts[-options.answers :]), way)
+                print(key, json.dumps(record["rows"][key]), flush=True)
+                options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def train(models: LoadedModels, options: Any, prompts: list[str], way: DistillOptions) -> dict[str, Any]:
-    """One way: overlap and tokens per call before and after, and what was seen."""
-    texts = open_texts(WorkFolder(options.work.parent), models.target.vocab_size)
+def cut_target(options: argparse.Namespace) -> tuple[LoadedModels, list[list[int]]]:
+    """The target over a few tokens, and prompts in their ids."""
+    models = load_models(ModelOptions(target=options.target, device="cpu", dtype="float32"), wants_draft=False)
+    given = open_texts(WorkFolder(options.work.parent), models.target.vocab_size)
+    vocabulary: VocabularyMap = choose_vocabulary(models, given, options.vocab)
+    shape = DraftShape("small", 0, 0)
+    cut = begin_draft(shape, models.target.model, options.target, 0, vocabulary=vocabulary).requires_grad_(False)
+    ends = frozenset(int(vocabulary.draft_ids[token]) for token in models.defaults.eos_token_ids)
+    defaults = SamplingDefaults(eos_token_ids=ends)
+    prompts = [vocabulary.fed_ids[given.prompt(number)].tolist() for number in range(len(given))]
+    return replace(models, target=serve_student(cut, options.vocab, None), defaults=defaults), prompts
+
+
+def sample(target: LoadedModels, prompts: list[list[int]], work: WorkFolder, tokens: int) -> StoredTexts:
+    """Answers of the cut target, sampled once."""
+    work.open({"tokens": tokens})
+    store = TextStore(work, target.target.vocab_size)
+    options = DistillOptions(tokens=tokens, answer_tokens=96, self_written=0.0)
+    sample_texts(target, PromptSource(prompts, prompts[0], None), store, options, lambda *_: None)
+    return store.open()
+
+
+def train(
+    target: LoadedModels, options: argparse.Namespace, text: tuple[StoredTexts, list[list[int]]], way: DistillOptions
+) -> dict[str, Any]:
+    """One way: overlap and tokens per call, and what was seen."""
+    texts, prompts = text
     numbers, held_out = texts.split()
-    given = list(read_source(models, prompts, way).given)[: options.answers]
-    use_own_attention(models.target.model)
-    draft = begin_draft(DraftShape.parse(options.size), models.target.model, way.init, 0)
-    ends = sorted(models.defaults.eos_token_ids)
-    classroom = Classroom(Teacher(models.target.model, models.target.vocab_size), [draft], way.loss, eos_token_ids=ends)
-    scratch = WorkFolder(options.out.with_suffix(""))
+    use_own_attention(target.target.model)
+    draft = begin_draft(DraftShape.parse(options.size), target.target.model, "pca", way.seed)
+    teacher = Teacher(target.target.model, options.vocab)
+    classroom = Classroom(teacher, [draft], way.loss, eos_token_ids=sorted(target.defaults.eos_token_ids))
+    scratch = WorkFolder(options.out.with_suffix("") / "training")
     shutil.rmtree(scratch.path, ignore_errors=True)
     scratch.open({})
-    found = {"before": {"overlap": measure_overlap(classroom, texts, held_out)[0]}}
-    trainer = Trainer(classroom, replace(way, epochs=1000), scratch, clock=time.process_time)
+    found: dict[str, Any] = {"overlap before": measure_overlap(classroom, texts, held_out)[0]}
+    trainer = Trainer(classroom, way, scratch, clock=time.process_time)
     trainer.run(texts, numbers, options.seconds, lambda *_: None)
-    found["after"] = {"overlap": measure_overlap(classroom, texts, held_out)[0]}
-    models.target.attach()
-    found["after"] |= tokens_per_call(models, draft, given, count=options.answers, labels=("mmtad", "speculative"))
+    found["overlap"] = measure_overlap(classroom, texts, held_out)[0]
+    target.target.attach()
+    found |= tokens_per_call(target, draft, prompts, count=options.answers, labels=METHODS)
     return found | {"batches": trainer.state["batches"], "tokens": trainer.state["tokens"]}
 
 

@@ -190,7 +190,7 @@ def train_adapter(options: argparse.Namespace, plan: Plan, pairs: Sequence[tuple
             saved = time.monotonic()
     bar.close()
     with disk_errors(folder):
-        trainer.model.save_pretrained(work.path / "write")
+        trainer.model.save_pretrained(str(work.path / "write"))
         # The weights come last: a folder with weights is whole.
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             (work.path / "write" / name).replace(folder / name)
