@@ -1,3 +1,4 @@
+import warnings
 from typing import Any
 
 import pytest
@@ -86,3 +87,24 @@ def test_models_stop_at_the_end_of_the_turn(target: Any, draft: Any) -> None:
     for model in (target, draft):
         assert model.generation_config is not None
         assert model.generation_config.eos_token_id == 2
+
+
+@torch.no_grad()
+def test_the_shipped_draft_assists_transformers(target: Any, draft: Any, tokenizer: Any) -> None:
+    ids = chat_ids(tokenizer, "What is the capital of France?")
+    arguments = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
+    alone = target.generate(ids, **arguments)
+    calls = {"target": 0, "draft": 0}
+    handles = [
+        model.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+        for name, model in (("target", target), ("draft", draft))
+    ]
+    with warnings.catch_warnings():
+        # What transformers says about its own settings on this way is not ours to mend.
+        warnings.simplefilter("ignore")
+        assisted = target.generate(ids, assistant_model=draft, **arguments)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(alone, assisted)
+    assert calls["draft"] > 0
+    assert calls["target"] < assisted.shape[1] - ids.shape[1]

@@ -84,10 +84,13 @@ def run(options: argparse.Namespace) -> int:
     note(f"loading {models.target} ...", options.color)
 
     from mtad.distill.pipeline import Distillation
+    from mtad.distill.team import find_team
 
+    team = find_team()
     with Bars() as bars:
-        report = Distillation(models, settings, prompts, options.out, bars.note).run()
-    _show(report, is_json=options.json)
+        report = Distillation(models, settings, prompts, options.out, bars.note, team).run()
+    if team.leads:
+        _show(report, is_json=options.json)
     return 0
 
 

@@ -33,6 +33,26 @@ class DistillOptions:
     loss: Literal["kl", "tv", "acceptance"] = setting(
         str, "kl", "what is lowered, on the target's whole distribution", choices=("kl", "tv", "acceptance")
     )
+    on_policy: float = setting(
+        float,
+        0.0,
+        "share of the training, at its end, in which the draft also learns the target's distribution behind beams of "
+        "its own",
+        minimum=0,
+        maximum=1,
+    )
+    vocab: int | None = setting(
+        int,
+        None,
+        "tokens of the draft: the most frequent of the sampled text (default: all of the target's)",
+        minimum=16,
+    )
+    head_rank: int | None = setting(
+        int,
+        None,
+        "output head of this rank, in two thin matrices that mtad alone uses (default: a whole one)",
+        minimum=1,
+    )
     time_budget: str | None = setting(
         str, None, "time for everything, such as 90s, 8m or 2h; the learning rate has decayed by then"
     )

@@ -10,14 +10,26 @@ from transformers import AutoModelForCausalLM
 
 from mtad.distill.shapes import DraftShape
 from mtad.distill.teacher import check_plain_head
+from mtad.distill.vocabulary import thin_head, trim_draft
 from mtad.errors import ConfigError
 from mtad.models.checkpoints import load_causal_model, read_model_config
+from mtad.models.intersection import VocabularyMap
+from mtad.models.low_rank_head import LowRankHead, load_head
+from mtad.models.trimmed_vocabulary import VOCABULARY_FILE
 
 _LAYER = re.compile(r"\.(layers|h|blocks)\.(\d+)\.")
 _EMBEDDING_SCALE = 0.02
 
 
-def begin_draft(shape: DraftShape, target: Any, init: str, seed: int) -> Any:
+def begin_draft(
+    shape: DraftShape,
+    target: Any,
+    init: str,
+    seed: int,
+    *,
+    vocabulary: VocabularyMap | None = None,
+    head_rank: int | None = None,
+) -> Any:
     """A draft in float32 (float64 for a float64 target) on the target's device, ready to be trained.
 
     Args:
@@ -25,9 +37,12 @@ def begin_draft(shape: DraftShape, target: Any, init: str, seed: int) -> Any:
         target: The target as transformers loads it, unpacked.
         init: `pca`, `layers`, `random`, or the folder of a draft with the target's vocabulary.
         seed: Of the random weights.
+        vocabulary: Tokens to keep; None keeps all.
+        head_rank: Rank of the output head; None leaves it whole.
 
     Raises:
         ConfigError: The folder's draft has another vocabulary, or the target has too few layers.
+        DistillError: The rank is too large.
         ModelLoadError: The folder cannot be loaded.
     """
     device = target.get_input_embeddings().weight.device
@@ -40,11 +55,15 @@ def begin_draft(shape: DraftShape, target: Any, init: str, seed: int) -> Any:
         elif init in ("pca", "random"):
             draft = AutoModelForCausalLM.from_config(shape.config(config))  # type: ignore[no-untyped-call]
         else:
-            draft = _from_folder(init, int(config.vocab_size), device)
+            draft = _from_folder(init, int(config.vocab_size), vocabulary, device)
     draft = draft.to(device=device, dtype=wide)
     if init == "pca":
         components = principal_components(target.get_input_embeddings().weight, shape.hidden)
         draft.get_input_embeddings().weight.data.copy_(components)
+    if vocabulary is not None and draft.get_input_embeddings().num_embeddings == len(vocabulary.draft_ids):
+        trim_draft(draft, vocabulary)
+    if head_rank is not None and not isinstance(draft.get_output_embeddings(), LowRankHead):
+        thin_head(draft, head_rank)
     check_plain_head(draft.eval(), shape.name)
     return draft.requires_grad_(True)
 
@@ -68,7 +87,7 @@ def principal_components(embeddings: Tensor, count: int) -> Tensor:
     return nn.functional.pad(scaled, (0, count - found.shape[1]))
 
 
-def _from_folder(init: str, vocab_size: int, device: torch.device) -> Any:
+def _from_folder(init: str, vocab_size: int, vocabulary: VocabularyMap | None, device: torch.device) -> Any:
     folder = Path(init).expanduser()
     if not folder.is_dir():
         raise ConfigError(
@@ -76,11 +95,12 @@ def _from_folder(init: str, vocab_size: int, device: torch.device) -> Any:
         )
     config = read_model_config(folder, "draft")
     width = int(config.get_text_config(decoder=True).vocab_size)
-    if width != vocab_size:
+    is_trimmed = (folder / VOCABULARY_FILE).is_file() and vocabulary is not None and width == vocabulary.num_shared
+    if width != vocab_size and not is_trimmed:
         raise ConfigError(
             f"got --init {init} with a vocabulary of {width}, expected the target's {vocab_size}; use --init pca"
         )
-    return load_causal_model(folder, "draft", config, dtype=torch.float32, device=device)
+    return load_head(load_causal_model(folder, "draft", config, dtype=torch.float32, device=device), folder)
 
 
 def _from_layers(target: Any, count: int) -> Any:

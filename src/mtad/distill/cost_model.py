@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from mtad.config import DistillOptions
 from mtad.distill.shapes import DraftShape
+from mtad.distill.vocabulary import choose_vocabulary, serve_student, thin_head, trim_draft
+from mtad.errors import DistillError
+from mtad.models.intersection import VocabularyMap
 from mtad.models.loading import LoadedModels
 from mtad.models.packed_linear import pack_linears
 from mtad.models.runner import ModelRunner
-from mtad.models.transformers_runner import TransformersRunner
 from mtad.structures import TokenTree
 
 TYPICAL_OVERLAPS: Mapping[str, float] = {"nano": 0.45, "small": 0.53, "base": 0.61}
@@ -99,29 +102,44 @@ def measure_costs(target: ModelRunner, drafts: Sequence[ModelRunner], repeats: i
     ]
 
 
-def choose_size(models: LoadedModels, repeats: int = 7) -> tuple[str, dict[str, float]]:
+def choose_size(models: LoadedModels, options: DistillOptions, repeats: int = 7) -> tuple[str, dict[str, float]]:
     """The named size with the largest predicted speed-up here, and every size's.
 
     Args:
         models: The target.
+        options: Vocabulary and head of the drafts.
         repeats: Rounds of timing drafts with random weights.
+
+    Raises:
+        DistillError: No named size is wider than the rank of the head.
     """
-    config = models.target.config
-    dtype, device = getattr(torch, models.options.dtype), models.target.device
-    drafts = []
-    for name in TYPICAL_OVERLAPS:
-        with torch.random.fork_rng(devices=[]):
-            model: Any = AutoModelForCausalLM.from_config(DraftShape.parse(name).config(config))  # type: ignore[no-untyped-call]
-        model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        pack_linears(model)
-        drafts.append(TransformersRunner(model))
-        drafts[-1].attach()
+    shapes = [DraftShape.parse(name) for name in TYPICAL_OVERLAPS]
+    shapes = [shape for shape in shapes if options.head_rank is None or shape.hidden > options.head_rank]
+    if not shapes:
+        raise DistillError(f"got --head-rank {options.head_rank}, which no named size is wider than; lower it")
+    vocabulary = None if options.vocab is None else choose_vocabulary(models, None, options.vocab)
+    drafts = [_random_draft(models, shape, vocabulary, options.head_rank) for shape in shapes]
     costs = measure_costs(models.target, drafts, repeats)
     predicted = {
-        name: best_length(overlap, cost)[1]
-        for (name, overlap), cost in zip(TYPICAL_OVERLAPS.items(), costs, strict=True)
+        shape.name: best_length(TYPICAL_OVERLAPS[shape.name], cost)[1]
+        for shape, cost in zip(shapes, costs, strict=True)
     }
     return max(predicted, key=lambda name: predicted[name]), predicted
+
+
+def _random_draft(
+    models: LoadedModels, shape: DraftShape, vocabulary: VocabularyMap | None, head_rank: int | None
+) -> ModelRunner:
+    dtype, device = getattr(torch, models.options.dtype), models.target.device
+    with torch.random.fork_rng(devices=[]):
+        model: Any = AutoModelForCausalLM.from_config(shape.config(models.target.config))  # type: ignore[no-untyped-call]
+    if vocabulary is not None:
+        trim_draft(model, vocabulary)
+    if head_rank is not None:
+        thin_head(model, head_rank)
+    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    pack_linears(model)
+    return serve_student(model, models.target.vocab_size, vocabulary)
 
 
 def _prepare(runner: ModelRunner) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from mtad.api import Engine
 from mtad.config import GenerationOptions
+from mtad.distill.vocabulary import serve_student
+from mtad.models.intersection import VocabularyMap
 from mtad.models.loading import LoadedModels
-from mtad.models.transformers_runner import TransformersRunner
 
 METHODS: dict[str, dict[str, Any]] = {
     "mmtad": {"method": "mmtad"},
@@ -20,23 +21,32 @@ METHODS: dict[str, dict[str, Any]] = {
 _PROMPTS, _TOKENS, _BATCH = 16, 64, 8
 
 
-def tokens_per_call(models: LoadedModels, draft: Any, prompts: Sequence[list[int]]) -> dict[str, float]:
+def tokens_per_call(
+    models: LoadedModels,
+    draft: Any,
+    prompts: Sequence[list[int]],
+    vocabulary: VocabularyMap | None = None,
+    count: int = _PROMPTS,
+    labels: Sequence[str] = tuple(METHODS),
+) -> dict[str, float]:
     """Emitted tokens by calls of the target, for every method of `METHODS`.
 
     Args:
         models: The target, with tree attention.
-        draft: A model with the target's vocabulary; a copy in the target's dtype is used.
-        prompts: Token ids; the first few are answered.
+        draft: A copy in the target's dtype is used.
+        prompts: Token ids.
+        vocabulary: Where the draft has some of the target's tokens only.
+        count: The first so many prompts are answered.
+        labels: Which of `METHODS`.
     """
     dtype = getattr(torch, models.options.dtype)
-    runner = TransformersRunner(copy.deepcopy(draft).to(dtype).eval(), vocab_size=models.target.vocab_size)
-    runner.attach()
+    runner = serve_student(copy.deepcopy(draft).to(dtype).eval(), models.target.vocab_size, vocabulary)
     engine = Engine(replace(models, draft=runner))
     found = {}
-    for label, changes in METHODS.items():
+    for label in labels:
         limit = min(_TOKENS, (models.target.max_positions or 2**30) - max(len(item) for item in prompts) - 1)
-        options = replace(GenerationOptions(max_new_tokens=max(limit, 1)).for_measurement(), **changes)
-        results = engine.generate(list(prompts[:_PROMPTS]), options, batch_size=_BATCH)
+        options = replace(GenerationOptions(max_new_tokens=max(limit, 1)).for_measurement(), **METHODS[label])
+        results = engine.generate(list(prompts[:count]), options, batch_size=_BATCH)
         calls = sum(item.stats.target_calls for item in results)
         found[label] = sum(item.stats.num_tokens for item in results) / max(calls, 1)
     return found

@@ -33,23 +33,24 @@ class ChunkResult:
     gradient: Tensor
 
 
-def compare(target_log_probs: Tensor, logits: Tensor, loss: str) -> ChunkResult:
+def compare(target_log_probs: Tensor, logits: Tensor, loss: str, *, is_whole: bool = True) -> ChunkResult:
     """Loss, overlap and gradient of one chunk.
 
     `kl` is sum p (log p - log q); `tv` is 1 - sum min(p, q); `acceptance` is -log sum min(p, q), whose gradient does
-    not fade where both hardly meet.
+    not fade where both hardly meet. All sums run over the tokens that the draft has.
 
     Args:
         target_log_probs: Natural logs, `[tokens, vocab]`.
         logits: The draft's, same shape and dtype; overwritten.
         loss: `kl`, `tv` or `acceptance`.
+        is_whole: Whether these tokens hold all of the target's mass.
     """
     log_q = logits.sub_(logits.logsumexp(-1, keepdim=True))
     p, q = target_log_probs.exp(), log_q.exp()
     overlap = torch.minimum(p, q).sum(-1)
     if loss == "kl":
         value = (p * (target_log_probs.clamp(min=-1e4) - log_q)).sum()
-        return ChunkResult(value, overlap.sum(), q.sub_(p))
+        return ChunkResult(value, overlap.sum(), (q if is_whole else q.mul_(p.sum(-1, keepdim=True))).sub_(p))
     inside = (q < p) * q
     gradient = q.mul_(inside.sum(-1, keepdim=True)).sub_(inside)
     if loss == "tv":
@@ -62,7 +63,9 @@ class _FusedLoss(torch.autograd.Function):
     """Mean loss and overlap of several drafts against one target, with their gradients computed on the way."""
 
     @staticmethod
-    def forward(ctx: Any, target_logits: TargetLogits, loss: str, chunk: int, *pairs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, target_logits: TargetLogits, loss: str, chunk: int, columns: Tensor | None, *pairs: Tensor
+    ) -> tuple[Tensor, ...]:
         hiddens, heads = pairs[0::2], pairs[1::2]
         count = len(hiddens[0])
         wide = torch.promote_types(heads[0].dtype, torch.float32)
@@ -74,9 +77,12 @@ class _FusedLoss(torch.autograd.Function):
         for start in range(0, count, chunk):
             end = min(start + chunk, count)
             target_log_probs = target_logits(start, end).to(wide).log_softmax(-1)
+            if columns is not None:
+                target_log_probs = target_log_probs.index_select(-1, columns)
             for index, hidden in enumerate(hiddens):
                 part = hidden[start:end]
-                result = compare(target_log_probs, (part @ narrow[index].T).to(wide), loss)
+                logits = (part @ narrow[index].T).to(wide)
+                result = compare(target_log_probs, logits, loss, is_whole=columns is None)
                 sums[0, index] += result.loss
                 sums[1, index] += result.overlap
                 scaled = result.gradient.div_(count).to(hidden.dtype)
@@ -92,11 +98,15 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         scaled = [item * outer[index // 2] for index, item in enumerate(saved)]
-        return (None, None, None, *scaled)
+        return (None, None, None, None, *scaled)
 
 
 def fused_loss(
-    target_logits: TargetLogits, drafts: Sequence[tuple[Tensor, Tensor]], loss: str, chunk: int | None = None
+    target_logits: TargetLogits,
+    drafts: Sequence[tuple[Tensor, Tensor]],
+    loss: str,
+    chunk: int | None = None,
+    columns: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Mean loss of every draft over the tokens; the target's distribution is computed once for all.
 
@@ -106,6 +116,7 @@ def fused_loss(
             The product is made in the dtype of the hidden states, everything behind it in at least float32.
         loss: `kl`, `tv` or `acceptance`.
         chunk: Tokens at a time; so many that `CHUNK_ENTRIES` logits are held when not given.
+        columns: The target's id of every token that the drafts have, `[draft_vocab]` int64; None means all.
 
     Returns:
         One scalar loss per draft, and the overlaps, `[drafts]`, without gradient.
@@ -113,5 +124,5 @@ def fused_loss(
     vocab_size = len(drafts[0][1])
     chunk = chunk or max(CHUNK_ENTRIES // vocab_size, 16)
     flat = [tensor for pair in drafts for tensor in pair]
-    *losses, overlaps = _FusedLoss.apply(target_logits, loss, chunk, *flat)  # type: ignore[no-untyped-call]
+    *losses, overlaps = _FusedLoss.apply(target_logits, loss, chunk, columns, *flat)  # type: ignore[no-untyped-call]
     return losses, overlaps

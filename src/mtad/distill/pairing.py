@@ -14,7 +14,7 @@ from mtad.models.forward import ForwardBatch
 from mtad.models.loading import LoadedModels, load_models
 from mtad.models.runner import ModelRunner
 
-Fit = Literal["exact", "translated", "none"]
+Fit = Literal["exact", "trimmed", "translated", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,8 @@ class Pairing:
     """How the vocabularies of a pair meet.
 
     Attributes:
-        fit: `exact`, `translated` (tokens that both have), or `none`.
+        fit: `exact`, `trimmed` (a draft made for some of the target's tokens), `translated` (tokens that both have),
+            or `none`.
         words: The same for people.
         models: The pair; None where the draft cannot be used.
     """
@@ -40,7 +41,9 @@ def load_pair(options: ModelOptions) -> Pairing:
     """
     try:
         models = load_models(replace(options, match_vocabularies="exact"))
-        return Pairing(fit="exact", words=f"the same {models.target.vocab_size:,} tokens", models=models)
+        if models.vocabulary is None:
+            return Pairing(fit="exact", words=f"the same {models.target.vocab_size:,} tokens", models=models)
+        return Pairing(fit="trimmed", words=f"the draft was made for {models.vocabulary}", models=models)
     except VocabularyMismatchError as error:
         refusal = str(error)
     try:

@@ -12,14 +12,19 @@ from mtad.config import DistillOptions, ModelOptions
 from mtad.distill.beginnings import begin_draft
 from mtad.distill.cost_model import choose_size
 from mtad.distill.evaluation import tokens_per_call
-from mtad.distill.sampling import TEMPERATURES, Note, read_source, sample_texts
+from mtad.distill.lessons import Classroom, measure_overlap
+from mtad.distill.reporting import card_fields
+from mtad.distill.sampling import Note, read_source, sample_texts
 from mtad.distill.shapes import DraftShape
-from mtad.distill.store import StoredTexts, TextStore
+from mtad.distill.store import StoredTexts, TextStore, open_texts
 from mtad.distill.teacher import Teacher, use_own_attention
-from mtad.distill.training import EVALUATION_SHARE, Trainer, measure_overlap
+from mtad.distill.team import Team
+from mtad.distill.training import EVALUATION_SHARE, Trainer
+from mtad.distill.vocabulary import check_drafts, find_vocabulary
 from mtad.distill.work import WorkFolder, training_memory_errors
 from mtad.distill.writing import write_draft
 from mtad.errors import DistillError
+from mtad.models.intersection import VocabularyMap
 from mtad.models.loading import LoadedModels, load_models, load_stock_models
 from mtad.results.provenance import describe_run
 
@@ -36,31 +41,48 @@ class Distillation:
         prompts: The user's prompts; without any the target writes its own.
         output: Folder of the draft; with several sizes each has a folder of its own in it.
         note: Told about progress.
+        team: The processes that share the work.
 
     Raises:
         ModelLoadError: The target cannot be loaded.
-        DistillError: The folder holds a run with other settings.
+        DistillError: The folder holds a run with other settings, or no such drafts can be made.
     """
 
     def __init__(
-        self, models: ModelOptions, options: DistillOptions, prompts: Sequence[Prompt], output: Path, note: Note
+        self,
+        models: ModelOptions,
+        options: DistillOptions,
+        prompts: Sequence[Prompt],
+        output: Path,
+        note: Note,
+        team: Team | None = None,
     ) -> None:
-        self.note, self.output = note, output
+        self.team, self.output = team or Team(), output
+        self.note = note if self.team.leads else _say_nothing
         self.work = WorkFolder(output)
-        self.work.open(_fingerprint(models, options, prompts))
+        self.team.lead(lambda: self.work.open(_fingerprint(models, options, prompts)))
+        if models.device == "auto" and self.team.device is not None:
+            models = replace(models, device=self.team.device)
         self.models: LoadedModels = load_models(models, wants_draft=False)
+        self.vocabulary: VocabularyMap | None = None
         self.options = self._with_sizes(options)
         self.prompts = prompts
         self.shapes = [DraftShape.parse(name) for name in self.options.size]
+        check_drafts(self.models, self.shapes, self.options)
 
     def run(self) -> dict[str, Any]:
-        """All stages that are not done yet; returns the report, ready for JSON."""
+        """All stages that are not done yet; returns the report, ready for JSON, in the leading process alone."""
         texts = self._sample()
+        self.vocabulary = find_vocabulary(self.models, texts, self.options)
         drafts = self._train(texts)
+        self.team.leave()
+        if not self.team.leads:
+            return {}
         report = self._evaluate(texts, drafts)
         for shape, draft in zip(self.shapes, drafts, strict=True):
             self.note("write", 0.0, shape.name)
-            write_draft(self._folder(shape), self.work, draft, self.models, self._card(shape, draft, report))
+            card = card_fields(report, shape, draft, self.models, self.vocabulary, len(self.prompts))
+            write_draft(self._folder(shape), self.work, draft, self.models, card, self.vocabulary)
         self.note("write", 1.0, "")
         self.work.write("report", report)
         return report
@@ -69,20 +91,24 @@ class Distillation:
         """The options with `auto` replaced by what the cost model chose, once per run."""
         if "auto" not in options.size:
             return options
-        chosen = self.work.read("sizes")
-        if not chosen:
-            name, predicted = choose_size(self.models)
-            chosen = {"chosen": name, "predicted_speedup": predicted}
-            self.work.write("sizes", chosen)
+        chosen = self.team.lead(lambda: self._choose(options))
         names = dict.fromkeys(chosen["chosen"] if name == "auto" else name for name in options.size)
         return replace(options, size=tuple(names))
 
+    def _choose(self, options: DistillOptions) -> dict[str, Any]:
+        chosen = self.work.read("sizes")
+        if not chosen:
+            name, predicted = choose_size(self.models, options)
+            chosen = {"chosen": name, "predicted_speedup": predicted}
+            self.work.write("sizes", chosen)
+        return chosen
+
     def _sample(self) -> StoredTexts:
-        store = TextStore(self.work, self.models.target.vocab_size)
-        if not store.state["is_finished"]:
+        store = TextStore(self.work, self.models.target.vocab_size) if self.team.leads else None
+        if not self.team.lead(lambda: self.work.read("sample").get("is_finished", False)):
             source = read_source(self.models, self.prompts, self.options)
-            sample_texts(self.models, source, store, self.options, self.note)
-        texts = store.open()
+            sample_texts(self.models, source, store, self.options, self.note, self.team)
+        texts = open_texts(self.work, self.models.target.vocab_size)
         if len(texts) < 2:
             raise DistillError(f"got {len(texts)} sampled texts, expected at least 2; raise --tokens or --time-budget")
         return texts
@@ -92,21 +118,35 @@ class Distillation:
         target = self.models.target.model
         if self.options.init == "layers":
             target = load_stock_models(self.models.options)[0]
-        return [begin_draft(shape, target, self.options.init, self.options.seed) for shape in self.shapes]
+        return [
+            begin_draft(
+                shape,
+                target,
+                self.options.init,
+                self.options.seed,
+                vocabulary=self.vocabulary,
+                head_rank=self.options.head_rank,
+            )
+            for shape in self.shapes
+        ]
 
     def _train(self, texts: StoredTexts) -> list[Any]:
         use_own_attention(self.models.target.model)
         teacher = Teacher(self.models.target.model, self.models.target.vocab_size)
         drafts = self._begin()
+        ends = sorted(self.models.defaults.eos_token_ids)
+        classroom = Classroom(teacher, drafts, self.options.loss, vocabulary=self.vocabulary, eos_token_ids=ends)
         numbers, held_out = texts.split()
         with training_memory_errors():
-            if not self.work.read("before"):
-                self.work.write("before", {"overlaps": measure_overlap(teacher, drafts, texts, held_out)})
-            trainer = Trainer(teacher, drafts, self.options, self.work)
+            self.team.lead(lambda: self._measure("before", classroom, texts, held_out))
+            trainer = Trainer(classroom, self.options, self.work, team=self.team)
             trainer.run(texts, numbers, self._training_seconds(), self.note)
-            if not self.work.read("after"):
-                self.work.write("after", {"overlaps": measure_overlap(teacher, drafts, texts, held_out)})
+            self.team.lead(lambda: self._measure("after", classroom, texts, held_out))
         return drafts
+
+    def _measure(self, when: str, classroom: Classroom, texts: StoredTexts, held_out: list[int]) -> None:
+        if not self.work.read(when):
+            self.work.write(when, {"overlaps": measure_overlap(classroom, texts, held_out)})
 
     def _training_seconds(self) -> float | None:
         if self.options.budget_s is None:
@@ -125,7 +165,7 @@ class Distillation:
                 self.note("evaluate", len(figures) / (2 * len(self.shapes)), key)
                 if key not in figures:
                     overlap = self.work.read(stage)["overlaps"][place]
-                    figures[key] = {"overlap": overlap} | tokens_per_call(self.models, draft, prompts)
+                    figures[key] = {"overlap": overlap} | tokens_per_call(self.models, draft, prompts, self.vocabulary)
                     self.work.write("evaluate", figures)
         self.note("evaluate", 1.0, "")
         return {
@@ -149,35 +189,9 @@ class Distillation:
     def _folder(self, shape: DraftShape) -> Path:
         return self.output if len(self.shapes) == 1 else self.output / shape.name
 
-    def _card(self, shape: DraftShape, draft: Any, report: dict[str, Any]) -> dict[str, Any]:
-        found = report["drafts"][shape.name]
-        labels = {"overlap": "overlap"} | {
-            name: f"tokens per call, {name}" for name in found["after"] if name != "overlap"
-        }
-        rows = [
-            f"| {label} | {found['before'][key]:.3f} | {found['after'][key]:.3f} |" for key, label in labels.items()
-        ]
-        target = self.models.options.target
-        if self.models.options.adapter is not None:
-            target += f" with the adapter {self.models.options.adapter}"
-        return {
-            "target": target,
-            "model_type": type(draft).__name__,
-            "parameters": found["parameters"] / 1e6,
-            "shape": f"hidden {draft.config.hidden_size}, {draft.config.num_hidden_layers} layers",
-            "figures": "\n".join(rows),
-            "texts": report["sample"]["texts"],
-            "tokens": report["sample"]["tokens"],
-            "temperatures": ", ".join(f"{value:g}" for value in TEMPERATURES),
-            "prompts": f"{len(self.prompts):,} given, the others written by the target",
-            "init": self.options.init,
-            "loss": self.options.loss,
-            "seen": report["train"]["tokens"],
-            "sampling_s": report["sample"]["seconds"],
-            "training_s": report["train"]["seconds"],
-            "device": report["run"]["machine"]["processor"] if self.models.target.device.type == "cpu" else "CUDA",
-            "command": report["run"]["command"],
-        }
+
+def _say_nothing(stage: str, done: float, words: str) -> None:
+    """Takes no note, in processes that do not lead."""
 
 
 def _fingerprint(models: ModelOptions, options: DistillOptions, prompts: Sequence[Prompt]) -> dict[str, Any]:

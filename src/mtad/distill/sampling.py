@@ -12,6 +12,7 @@ from torch import Tensor
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.config import DistillOptions
 from mtad.distill.store import Text, TextStore
+from mtad.distill.team import Team
 from mtad.distill.work import training_memory_errors
 from mtad.errors import CapacityError, DistillError, PromptError
 from mtad.models.loading import LoadedModels
@@ -74,18 +75,25 @@ def read_source(models: LoadedModels, prompts: Iterable[Prompt], options: Distil
 
 
 def sample_texts(
-    models: LoadedModels, source: PromptSource, store: TextStore, options: DistillOptions, note: Note
+    models: LoadedModels,
+    source: PromptSource,
+    store: TextStore | None,
+    options: DistillOptions,
+    note: Note,
+    team: Team | None = None,
 ) -> None:
     """Fill the store until it holds `options.tokens` tokens or the budget's share is spent.
 
-    Batch n depends on the seed and n alone, so a killed run continues with the same texts.
+    Batch n depends on the seed and n alone, so a killed run continues with the same texts, and so do several processes
+    that sample the next batches side by side.
 
     Args:
         models: The target, switched to tree attention.
         source: The prompts.
-        store: Filled.
+        store: Filled; None in processes that do not lead.
         options: How much.
         note: Told about every batch.
+        team: The processes that sample.
 
     Raises:
         CapacityError: Answers exceed what the target reads, or the memory is not there.
@@ -97,24 +105,46 @@ def sample_texts(
             "lower --answer-tokens"
         )
     sampler = TextSampler(models.target, models.defaults.eos_token_ids)
-    limit = None if options.budget_s is None else SAMPLING_SHARE * options.budget_s
-    while not store.state["is_finished"]:
-        seconds = store.state["seconds"]
-        done = max(store.state["tokens"] / options.tokens, 0.0 if limit is None else seconds / limit)
-        rate = f"{store.state['tokens'] / seconds:.0f} tokens/s" if seconds else ""
-        note("sample", min(done, 1.0), rate)
-        if done >= 1 and store.state["texts"] >= 2:
-            store.finish()
-            return
+    team = team or Team()
+    state = team.lead(lambda: _progress(store, options))
+    while not state["is_finished"]:
+        note("sample", min(state["done"], 1.0), f"{state['rate']:.0f} tokens/s" if state["rate"] else "")
         started = time.perf_counter()
         with training_memory_errors():
-            texts = _sample_batch(models, sampler, source, store.state["batches"], options)
-        store.append(texts, time.perf_counter() - started)
-        if store.state["batches"] >= _MOST_EMPTY_BATCHES and not store.state["texts"]:
-            raise DistillError(
-                f"the target wrote nothing in {_MOST_EMPTY_BATCHES} batches; give prompts with --prompts, or check "
-                "the target's chat template and end-of-text token"
-            )
+            texts = _sample_batch(models, sampler, source, state["batches"] + team.rank, options)
+        batches, seconds = team.gather(texts), time.perf_counter() - started
+        state = team.lead(lambda found=batches, spent=seconds: _store(store, found, spent, options))  # type: ignore[misc]
+    note("sample", 1.0, "")
+
+
+def _progress(store: TextStore | None, options: DistillOptions) -> dict[str, Any]:
+    """What the store holds, the share that is done, and the rate; ends it when there is enough."""
+    assert store is not None, "the leading process has the store"
+    seconds, tokens = store.state["seconds"], store.state["tokens"]
+    done = tokens / options.tokens
+    if options.budget_s is not None:
+        done = max(done, seconds / (SAMPLING_SHARE * options.budget_s))
+    if done >= 1 and store.state["texts"] >= 2:
+        store.finish()
+    if store.state["batches"] >= _MOST_EMPTY_BATCHES and not store.state["texts"]:
+        raise DistillError(
+            f"the target wrote nothing in {_MOST_EMPTY_BATCHES} batches; give prompts with --prompts, or check "
+            "the target's chat template and end-of-text token"
+        )
+    return store.state | {"done": done, "rate": tokens / seconds if seconds else 0.0}
+
+
+def _store(
+    store: TextStore | None, batches: list[list[Text]], seconds: float, options: DistillOptions
+) -> dict[str, Any]:
+    """Append batches in order until there is enough, whoever sampled them."""
+    assert store is not None, "the leading process has the store"
+    state: dict[str, Any] = {"is_finished": False}
+    for batch in batches:
+        if not state["is_finished"]:
+            store.append(batch, seconds / len(batches))
+            state = _progress(store, options)
+    return state
 
 
 def _sample_batch(

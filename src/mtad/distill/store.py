@@ -11,6 +11,7 @@ from torch import Tensor
 from mtad.distill.work import WorkFolder, disk_errors, sync
 
 STAGE = "sample"
+_TOKENS, _INDEX = "tokens.bin", "index.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class TextStore:
     """
 
     def __init__(self, work: WorkFolder, vocab_size: int) -> None:
-        self.work = work
-        self.kind: Any = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        self._tokens, self._index = work.path / "tokens.bin", work.path / "index.bin"
+        self.work, self.vocab_size = work, vocab_size
+        self.kind = _token_type(vocab_size)
+        self._tokens, self._index = work.path / _TOKENS, work.path / _INDEX
         self.state: dict[str, Any] = {"batches": 0, "texts": 0, "tokens": 0, "seconds": 0.0, "is_finished": False}
         self.state |= work.read(STAGE)
         with disk_errors(work.path):
@@ -77,8 +78,7 @@ class TextStore:
 
     def open(self) -> "StoredTexts":
         """The texts, memory-mapped."""
-        index = np.fromfile(self._index, dtype=np.int64).reshape(-1, 2)
-        return StoredTexts(np.memmap(self._tokens, dtype=self.kind, mode="r"), index)
+        return open_texts(self.work, self.vocab_size)
 
 
 class StoredTexts:
@@ -109,6 +109,15 @@ class StoredTexts:
         found: list[int] = self._tokens[start : start + self.prompts[number]].tolist()
         return found
 
+    def spans(self, numbers: list[int]) -> Tensor:
+        """First place behind which an answer's token stands, and how many there are, `[texts, 2]` int64."""
+        prompts = self.prompts[numbers]
+        return torch.from_numpy(np.stack([prompts - 1, self.lengths[numbers] - prompts], axis=1).astype(np.int64))
+
+    def frequencies(self, vocab_size: int) -> Any:
+        """How often every token occurs, `[vocab_size]` int64."""
+        return np.bincount(self._tokens, minlength=vocab_size).astype(np.int64)
+
     def pad(self, numbers: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Some texts side by side.
 
@@ -129,6 +138,21 @@ class StoredTexts:
         """Numbers of the texts to train on, and of the last twentieth (at most 128), which is held out."""
         held_out = max(1, min(128, len(self) // 20))
         return list(range(len(self) - held_out)), list(range(len(self) - held_out, len(self)))
+
+
+def open_texts(work: WorkFolder, vocab_size: int) -> StoredTexts:
+    """What a finished store holds, memory-mapped.
+
+    Args:
+        work: Where the files lie.
+        vocab_size: As for the store.
+    """
+    index = np.fromfile(work.path / _INDEX, dtype=np.int64).reshape(-1, 2)
+    return StoredTexts(np.memmap(work.path / _TOKENS, dtype=_token_type(vocab_size), mode="r"), index)
+
+
+def _token_type(vocab_size: int) -> Any:
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def _cut(path: Path, size: int) -> None:

@@ -1,5 +1,7 @@
 """The target as a teacher: hidden states of whole texts, and logits of a few tokens at a time."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,16 +29,17 @@ class Teacher:
         self._is_plain = has_plain_head(model)
 
     @torch.no_grad()
-    def encode(self, tokens: Tensor, places: Tensor) -> Tensor:
+    def encode(self, tokens: Tensor, places: Tensor, layout: Mapping[str, Tensor] = MappingProxyType({})) -> Tensor:
         """What `logits` needs of some places of the texts.
 
         Args:
             tokens: Right-padded texts, `[rows, tokens]` int64.
             places: Flat indices into them, `[places]` int64.
+            layout: Positions and mask, where trees stand beside the texts.
         """
         if self._is_plain:
-            return last_hidden(self.model, tokens).flatten(0, 1)[places]
-        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
+            return last_hidden(self.model, tokens, **layout).flatten(0, 1)[places]
+        logits: Tensor = self.model(input_ids=tokens, use_cache=False, **layout).logits
         return logits.flatten(0, 1)[places]
 
     @torch.no_grad()
@@ -46,9 +49,9 @@ class Teacher:
         return found[:, : self.vocab_size]
 
 
-def last_hidden(model: Any, tokens: Tensor) -> Tensor:
-    """The hidden states that the output head reads, `[rows, tokens, hidden]`."""
-    hidden: Tensor = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+def last_hidden(model: Any, tokens: Tensor, **layout: Tensor) -> Tensor:
+    """The hidden states that the output head reads, `[rows, tokens, hidden]`; positions and mask may be given."""
+    hidden: Tensor = model.base_model(input_ids=tokens, use_cache=False, **layout).last_hidden_state
     return hidden
 
 

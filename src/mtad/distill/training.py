@@ -2,25 +2,23 @@
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mtad.config import DistillOptions
-from mtad.distill.losses import fused_loss
+from mtad.distill.beams import spread_roots
+from mtad.distill.lessons import Classroom, Lesson
 from mtad.distill.sampling import Note
 from mtad.distill.store import StoredTexts
-from mtad.distill.teacher import Teacher, last_hidden
+from mtad.distill.team import Team
 from mtad.distill.work import WorkFolder, disk_errors, sync, training_memory_errors
 from mtad.errors import DistillError
-from mtad.models.placement import has_native_bfloat16
 
-STAGE = "train"
+STAGE, BEAM_STAGE = "train", "on-policy"
 EVALUATION_SHARE = 0.08
 """Of a time budget."""
 CHECKPOINT_S = 60.0
@@ -69,25 +67,27 @@ class Trainer:
     """Trains several drafts at once against one teacher.
 
     Args:
-        teacher: The target.
-        drafts: Models in float32, trained in place.
-        options: Loss, batches, rates.
+        classroom: The target, and drafts that are trained in place.
+        options: Batches, rates, and when the drafts' own beams begin to be read.
         work: Where checkpoints go.
         checkpoint_s: Seconds between them.
+        team: The processes that share every batch.
+        clock: Seconds, for rates and time budgets.
     """
 
     def __init__(
         self,
-        teacher: Teacher,
-        drafts: Sequence[Any],
+        classroom: Classroom,
         options: DistillOptions,
         work: WorkFolder,
         *,
         checkpoint_s: float = CHECKPOINT_S,
+        team: Team | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.checkpoint_s = checkpoint_s
-        self.teacher, self.drafts, self.options, self.work = teacher, list(drafts), options, work
-        self.device = drafts[0].get_input_embeddings().weight.device
+        self.checkpoint_s, self.team, self.clock = checkpoint_s, team or Team(), clock
+        self.classroom, self.drafts, self.options, self.work = classroom, classroom.drafts, options, work
+        self.on_policy_from = 1 - options.on_policy
         self._optimizers = [_optimizer(draft, options) for draft in self.drafts]
         self.state: dict[str, Any] = {"batches": 0, "tokens": 0, "seconds": 0.0, "is_finished": False}
         self._file = work.path / "checkpoint.pt"
@@ -108,23 +108,31 @@ class Trainer:
         self._resume()
         saved = time.perf_counter()
         while not self.state["is_finished"]:
-            started = time.perf_counter()
+            started = self.clock()
             epoch, batches, place = self._locate(texts, numbers)
-            progress = self._progress(epoch, place, len(batches), seconds)
+            is_late = time.perf_counter() - saved > self.checkpoint_s
+            # Clocks differ between processes; the first one's counts.
+            progress, is_late = self.team.gather((self._progress(epoch, place, len(batches), seconds), is_late))[0]
             if progress < 1:
                 with training_memory_errors():
                     overlaps = self._train_batch(texts, batches[place], progress, is_step=self._is_step())
                 self.state["batches"] += 1
                 self.state["tokens"] += int(texts.lengths[batches[place]].sum())
-                rate = self.state["tokens"] / max(self.state["seconds"], 1e-9)
-                note("train", progress, f"overlap {'/'.join(f'{item:.3f}' for item in overlaps)}, {rate:.0f} tokens/s")
-            self.state["seconds"] += time.perf_counter() - started
+                self._tell(progress, overlaps, note)
+            self.state["seconds"] += self.clock() - started
             self.state["is_finished"] = progress >= 1
-            is_due = time.perf_counter() - saved > self.checkpoint_s
-            if progress >= 1 or (is_due and self.state["batches"] % self.options.accumulation == 0):
+            if progress >= 1 or (is_late and self.state["batches"] % self.options.accumulation == 0):
                 self.save()
                 saved = time.perf_counter()
-        note("train", 1.0, "")
+        note(BEAM_STAGE if self.options.on_policy else STAGE, 1.0, "")
+
+    def _tell(self, progress: float, overlaps: list[float], note: Note) -> None:
+        rate = self.state["tokens"] / max(self.state["seconds"], 1e-9)
+        words = f"overlap {'/'.join(f'{item:.3f}' for item in overlaps)}, {rate:.0f} tokens/s"
+        if progress < self.on_policy_from:
+            note(STAGE, progress / self.on_policy_from, words)
+        else:
+            note(BEAM_STAGE, (progress - self.on_policy_from) / self.options.on_policy, words)
 
     def _locate(self, texts: StoredTexts, numbers: Sequence[int]) -> tuple[int, list[list[int]], int]:
         """The epoch, its batches and the next of them, from the number of batches done."""
@@ -154,31 +162,47 @@ class Trainer:
         return bool((self.state["batches"] + 1) % self.options.accumulation == 0)
 
     def _train_batch(self, texts: StoredTexts, batch: list[int], progress: float, *, is_step: bool) -> list[float]:
-        tokens, places = texts.pad(batch, self.device)
-        encoded = self.teacher.encode(tokens, places)
-        with _narrow(self.device, self.drafts[0]):
-            hiddens = [last_hidden(draft, tokens).flatten(0, 1)[places] for draft in self.drafts]
-        width = self.teacher.vocab_size
-        pairs = [
-            (_narrowed(hidden, self.device), draft.get_output_embeddings().weight[:width])
-            for hidden, draft in zip(hiddens, self.drafts, strict=True)
-        ]
-        losses, overlaps = fused_loss(lambda a, b: self.teacher.logits(encoded[a:b]), pairs, self.options.loss)
-        total = torch.stack(losses).sum() / self.options.accumulation
-        self._check(float(total.detach()), "loss")
-        total.backward()  # type: ignore[no-untyped-call]
+        mine = batch[self.team.rank :: self.team.size]
+        lesson = self._teach(texts, batch, progress) if mine else self.classroom.nothing()
+        places = lesson.places.clone()
+        self.team.add([places])
+        shares = lesson.places / places.clamp(min=1)
+        scaled = [loss * float(share) for loss, share in zip(lesson.losses, shares, strict=True)]
+        total = torch.stack(scaled).sum() / self.options.accumulation
+        sums = torch.cat([total.detach().double().cpu().view(1), lesson.overlaps.double().cpu() * shares])
+        self.team.add([sums])
+        self._check(float(sums[0]), "loss")
+        if mine:
+            total.backward()  # type: ignore[no-untyped-call]
         if is_step:
             self._step(progress)
-        found: list[float] = overlaps.tolist()
+        found: list[float] = sums[1:].tolist()
         return found
+
+    def _teach(self, texts: StoredTexts, batch: list[int], progress: float) -> Lesson:
+        mine = slice(self.team.rank, None, self.team.size)
+        if progress < self.on_policy_from:
+            return self.classroom.read_texts(texts, batch[mine])
+        generator = torch.Generator().manual_seed(hash((self.options.seed, self.state["batches"])) % 2**62)
+        return self.classroom.read_beams(texts, batch[mine], spread_roots(texts.spans(batch), generator)[mine])
 
     def _step(self, progress: float) -> None:
         for draft, optimizer in zip(self.drafts, self._optimizers, strict=True):
+            self._add_gradients(draft)
             self._check(float(torch.nn.utils.clip_grad_norm_(draft.parameters(), _LARGEST_GRADIENT)), "gradient")
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * rate_factor(progress)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _add_gradients(self, draft: Any) -> None:
+        """Sum the gradients of all processes, each of which has seen its own texts of the batch."""
+        if self.team.size == 1:
+            return
+        for weight in draft.parameters():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        self.team.add(weight.grad for weight in draft.parameters() if weight.grad is not None)
 
     def _check(self, value: float, what: str) -> None:
         """Raise at the first bad number, before it reaches the weights; the last checkpoint stays."""
@@ -189,11 +213,14 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write a checkpoint in one step.
+        """Write a checkpoint in one step, from the leading process.
 
         Raises:
             DistillError: It cannot be written; the one before is still there.
         """
+        self.team.lead(self._write)
+
+    def _write(self) -> None:
         document = {
             "state": dict(self.state),
             "drafts": [draft.state_dict() for draft in self.drafts],
@@ -208,8 +235,8 @@ class Trainer:
         self.work.write(STAGE, dict(self.state))
 
     def _resume(self) -> None:
-        if self._file.exists():
-            document = torch.load(self._file, map_location=self.device, weights_only=True)
+        if self.team.lead(self._file.exists):
+            document = torch.load(self._file, map_location=self.classroom.device, weights_only=True)
             self.state = document["state"]
             for draft, weights in zip(self.drafts, document["drafts"], strict=True):
                 draft.load_state_dict(weights)
@@ -219,52 +246,8 @@ class Trainer:
             self.save()
 
 
-@torch.no_grad()
-def measure_overlap(teacher: Teacher, drafts: Sequence[Any], texts: StoredTexts, numbers: Sequence[int]) -> list[float]:
-    """Mean over the answers' places of sum(min(p, q)) at temperature 1, unfiltered, for every draft.
-
-    Args:
-        teacher: The target.
-        drafts: Models with the target's vocabulary.
-        texts: Sampled text.
-        numbers: The held-out texts.
-    """
-    device = drafts[0].get_input_embeddings().weight.device
-    sums, count = torch.zeros(len(drafts), dtype=torch.float64), 0
-    for number in numbers:
-        tokens, places = texts.pad([number], device)
-        encoded = teacher.encode(tokens, places)
-        pairs = [
-            (
-                last_hidden(draft, tokens).flatten(0, 1)[places],
-                draft.get_output_embeddings().weight[: teacher.vocab_size],
-            )
-            for draft in drafts
-        ]
-        _, overlaps = fused_loss(lambda a, b, kept=encoded: teacher.logits(kept[a:b]), pairs, "kl")  # type: ignore[misc]
-        sums += overlaps.double().cpu() * len(places)
-        count += len(places)
-    return [float(item) / max(count, 1) for item in sums]
-
-
 def _optimizer(draft: Any, options: DistillOptions) -> torch.optim.AdamW:
     matrices = [weight for weight in draft.parameters() if weight.dim() > 1]
     vectors = [weight for weight in draft.parameters() if weight.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=_BETAS, foreach=True)
-
-
-def _uses_bfloat16(device: torch.device, dtype: torch.dtype) -> bool:
-    has_products = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_native_bfloat16()
-    return dtype == torch.float32 and has_products
-
-
-def _narrow(device: torch.device, draft: Any) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 where the device multiplies it natively."""
-    if not _uses_bfloat16(device, draft.dtype):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def _narrowed(hidden: Tensor, device: torch.device) -> Tensor:
-    return hidden.to(torch.bfloat16) if _uses_bfloat16(device, hidden.dtype) else hidden

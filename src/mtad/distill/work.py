@@ -2,17 +2,21 @@
 
 import errno
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from mtad.errors import CapacityError, DistillError
+from mtad.errors import CapacityError, ConfigError, DistillError
 from mtad.results.files import read_json, write_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOLD = re.compile(r"os error (\d+)")
 WORK_NAME = ".work"
 
 
@@ -27,7 +31,7 @@ class WorkFolder:
         self.path = output / WORK_NAME
 
     def open(self, settings: Mapping[str, Any]) -> bool:
-        """Begin, or go on with a run of the same settings.
+        """Begin, or go on with a run of the same settings; one that has done nothing yet is replaced.
 
         Args:
             settings: What must be alike, ready for JSON.
@@ -39,18 +43,24 @@ class WorkFolder:
             DistillError: The folder holds a run with other settings, or cannot be written.
         """
         found = self.read("settings")
-        if not found:
+        differing = [name for name in settings if found.get(name) != settings[name]]
+        if not found or (differing and not self._has_begun()):
             with disk_errors(self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
                 self.path.mkdir(parents=True, exist_ok=True)
             self.write("settings", dict(settings))
             return False
-        differing = [name for name in settings if found.get(name) != settings[name]]
         if differing:
             changes = ", ".join(f"{name} was {found.get(name)!r} and is {settings[name]!r}" for name in differing)
             raise DistillError(
                 f"{self.path.parent} holds a run with other settings ({changes}); give the same ones, or another --out"
             )
         return True
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything beside the settings and the choice of sizes."""
+        idle = {"settings.json", "sizes.json"}
+        return any(file.is_dir() or file.stat().st_size for file in self.path.iterdir() if file.name not in idle)
 
     def read(self, stage: str) -> dict[str, Any]:
         """What a stage wrote last; empty where it has not begun."""
@@ -65,19 +75,32 @@ class WorkFolder:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one sentence.
+    """Turn a full or read-only disk into one sentence, whichever library met it.
 
     Raises:
         DistillError: The block could not write.
     """
     try:
         yield
-    except OSError as error:
-        advice = "free some space" if error.errno in _FULL else "check the folder"
+    except (OSError, RuntimeError, ConfigError, SafetensorError) as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        advice = "free some space" if number in _FULL else "check the folder"
         raise DistillError(
-            f"{path} cannot be written ({error.strerror}); {advice} and run the same command again, "
+            f"{path} cannot be written ({os.strerror(number)}); {advice} and run the same command again, "
             "it goes on from what is there"
         ) from error
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of what went wrong, from an error, the text of a library's, or an error behind it."""
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.errno
+    told = _TOLD.search(str(error))
+    return int(told[1]) if told else _error_number(error.__cause__ or error.__context__)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from mtad.models.architecture import TESTED_MODEL_TYPES
 from mtad.models.checkpoints import load_causal_model, read_model_config
 from mtad.models.int8_linear import quantise_linears
 from mtad.models.intersection import VocabularyMap
+from mtad.models.low_rank_head import load_head
 from mtad.models.matching import match_draft
 from mtad.models.packed_linear import pack_linears
 from mtad.models.pairs import KNOWN_PAIRS, resolve_model
@@ -253,6 +254,8 @@ def _load_draft(
     options: ModelOptions, source: Path | str, config: Any, dtype: torch.dtype, device: torch.device
 ) -> Any:
     model = load_causal_model(source, "draft", config, dtype=dtype, device=device)
+    if isinstance(source, Path) and options.draft_shape is None:
+        load_head(model, source)
     return _sized(model, options.draft_shape)
 
 

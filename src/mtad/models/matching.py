@@ -6,6 +6,7 @@ from typing import Any
 from mtad.errors import VocabularyMismatchError
 from mtad.models.intersection import VocabularyMap, intersect, read_vocabulary
 from mtad.models.tokenizers import has_tokenizer, load_tokenizer, share_files
+from mtad.models.trimmed_vocabulary import load_vocabulary
 
 SMALLEST_SHARE = 0.05
 """Share of the target's tokens that a draft must have. Single bytes and letters alone stay far below it."""
@@ -15,6 +16,8 @@ def match_draft(
     tokenizer: Any, target: Path | str, draft: Path | str, widths: tuple[int, int], *, may_differ: bool
 ) -> VocabularyMap | None:
     """How a draft with another vocabulary reads the target's tokens; None where both have the same.
+
+    A folder that says which of this target's tokens it has is believed, whether another vocabulary is allowed or not.
 
     Args:
         tokenizer: The target's.
@@ -27,6 +30,9 @@ def match_draft(
         VocabularyMismatchError: The vocabularies differ and may not, share too little, or cannot be compared.
         ModelLoadError: The draft's tokenizer cannot be read.
     """
+    trimmed = load_vocabulary(draft, tokenizer, widths) if isinstance(draft, Path) else None
+    if trimmed is not None:
+        return trimmed
     if may_differ and isinstance(draft, Path) and not has_tokenizer(draft):
         raise VocabularyMismatchError(
             f"got the draft {draft} without tokenizer files, expected its own to compare the vocabularies; "

@@ -59,6 +59,43 @@ def test_a_broken_prompts_file_is_refused_at_its_line(command: RunCommand, tmp_p
     assert not (tmp_path / "draft").exists()
 
 
+def test_a_target_without_a_usable_vocabulary_is_refused(
+    command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", str(tmp_path / "draft"))
+    bare = tmp_path / "bare"
+    tiny_model("llama", dtype=torch.float32).save_pretrained(bare)
+    capsys.readouterr()
+    only_sentence(command("distill", "--target", str(bare), *out), "without tokenizer files", "copy the tokenizer")
+    tiny_model("llama", dtype=torch.float32, vocab_size=40).save_pretrained(tmp_path / "narrow")
+    tiny_tokenizer().save_pretrained(tmp_path / "narrow")
+    capsys.readouterr()
+    outcome = command("distill", "--target", str(tmp_path / "narrow"), *out)
+    only_sentence(outcome, "got a target with 40 tokens, expected at least the 61")
+    assert not (tmp_path / "draft/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--vocab", "61"), "got --vocab 61, expected more than the 3 special tokens and fewer than the target's 61"),
+        (("--head-rank", "32"), "got --head-rank 32 for a draft of width 32, expected less than its width"),
+    ],
+)
+def test_drafts_that_cannot_be_made_are_refused(
+    command: RunCommand,
+    target: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    part: str,
+) -> None:
+    capsys.readouterr()
+    outcome = command("distill", "--target", target, "--out", str(tmp_path / "draft"), *FLAGS, *flags)
+    only_sentence(outcome, part)
+    assert not (tmp_path / "draft/.work/tokens.bin").exists()
+
+
 def test_a_run_with_other_settings_is_refused(command: RunCommand, target: str, tmp_path: Path) -> None:
     out = str(tmp_path / "draft")
     assert command("distill", "--target", target, "--out", out, *FLAGS).status == 0

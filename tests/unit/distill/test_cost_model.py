@@ -48,7 +48,7 @@ def test_a_target_as_its_own_draft_costs_what_it_costs(models: LoadedModels) -> 
 
 
 def test_one_of_the_named_sizes_is_chosen(models: LoadedModels) -> None:
-    name, predicted = choose_size(models, repeats=1)
+    name, predicted = choose_size(models, quick_options(), repeats=1)
     assert set(predicted) == {"nano", "small", "base"}
     assert predicted[name] == max(predicted.values())
     assert quick_options(size=(name,)).size == (name,)

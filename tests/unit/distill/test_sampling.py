@@ -74,6 +74,17 @@ def test_prompts_that_are_all_too_long_are_refused(models: LoadedModels) -> None
         read_source(models, ["abcdefgh"], quick_options(prompt_tokens=4))
 
 
+def test_exhausted_memory_names_what_to_lower(
+    models: LoadedModels, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TextSampler, "sample", exhausted)
+    with pytest.raises(CapacityError, match=r"lower --batch-tokens .*--sampling-batch"):
+        _fill(models, tmp_path)
+
+
 def test_answers_longer_than_the_target_reads_are_refused(models: LoadedModels, tmp_path: Any) -> None:
     with pytest.raises(CapacityError, match=r"at most 128 tokens.*lower --answer-tokens"):
         _fill(models, tmp_path, answer_tokens=127)

@@ -11,10 +11,11 @@ from tests.tiny_models import tiny_model
 from tests.unit.distill.conftest import quick_options, silent
 
 from mtad.distill.beginnings import begin_draft
+from mtad.distill.lessons import Classroom, measure_overlap
 from mtad.distill.shapes import DraftShape
 from mtad.distill.store import StoredTexts, Text, TextStore
 from mtad.distill.teacher import Teacher
-from mtad.distill.training import Trainer, measure_overlap, order_batches, rate_factor
+from mtad.distill.training import Trainer, order_batches, rate_factor
 from mtad.distill.work import WorkFolder
 from mtad.errors import CapacityError, DistillError
 
@@ -37,20 +38,23 @@ def _trainer(folder: Path, *, name: str = "llama", checkpoint_s: float = 60, **c
     target = tiny_model(name, dtype=torch.float32)
     options = quick_options(**({"learning_rate": 0.01} | changes))
     drafts = [begin_draft(DraftShape(item, 32, 1), target, "pca", 0) for item in ("one", "two")]
-    return Trainer(Teacher(target, 61), drafts, options, work, checkpoint_s=checkpoint_s)
+    classroom = Classroom(Teacher(target, 61), drafts, options.loss, eos_token_ids=[2])
+    return Trainer(classroom, options, work, checkpoint_s=checkpoint_s)
 
 
 def _weights(trainer: Trainer) -> list[Any]:
     return [weight.detach() for draft in trainer.drafts for weight in draft.parameters()]
 
 
-@pytest.mark.parametrize("loss", ["kl", "tv", "acceptance"])
-def test_the_overlap_grows(texts: StoredTexts, tmp_path: Path, loss: str) -> None:
-    trainer = _trainer(tmp_path, loss=loss, epochs=12)
+@pytest.mark.parametrize(
+    ("loss", "on_policy"), [("kl", 0.0), ("tv", 0.0), ("acceptance", 0.0), ("kl", 0.5), ("acceptance", 1.0)]
+)
+def test_the_overlap_grows(texts: StoredTexts, tmp_path: Path, loss: str, on_policy: float) -> None:
+    trainer = _trainer(tmp_path, loss=loss, epochs=12, on_policy=on_policy)
     numbers = list(range(60))
-    before = measure_overlap(trainer.teacher, trainer.drafts, texts, numbers)
+    before = measure_overlap(trainer.classroom, texts, numbers)
     trainer.run(texts, numbers, None, silent)
-    after = measure_overlap(trainer.teacher, trainer.drafts, texts, numbers)
+    after = measure_overlap(trainer.classroom, texts, numbers)
     assert all(new > old + 0.02 for new, old in zip(after, before, strict=True))
 
 
@@ -61,19 +65,20 @@ def test_a_target_with_capped_logits_teaches_what_it_would_say(texts: StoredText
     torch.testing.assert_close(teacher.logits(teacher.encode(tokens, places)), expected)
 
 
-def test_a_killed_run_ends_with_the_same_weights(texts: StoredTexts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed_in", ["train", "on-policy"])
+def test_a_killed_run_ends_with_the_same_weights(texts: StoredTexts, tmp_path: Path, killed_in: str) -> None:
     numbers = list(range(60))
-    whole = _trainer(tmp_path / "whole", accumulation=2)
+    whole = _trainer(tmp_path / "whole", accumulation=2, on_policy=0.5)
     whole.run(texts, numbers, None, silent)
-    killed = _trainer(tmp_path / "killed", accumulation=2, checkpoint_s=0)
+    killed = _trainer(tmp_path / "killed", accumulation=2, on_policy=0.5, checkpoint_s=0)
 
-    def stop(_: str, done: float, __: str) -> None:
-        if done > 0.5:
+    def stop(stage: str, done: float, _: str) -> None:
+        if stage == killed_in and done > 0.5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         killed.run(texts, numbers, None, stop)
-    again = _trainer(tmp_path / "killed", accumulation=2)
+    again = _trainer(tmp_path / "killed", accumulation=2, on_policy=0.5)
     again.run(texts, numbers, None, silent)
     assert again.state["tokens"] == whole.state["tokens"]
     for one, two in zip(_weights(again), _weights(whole), strict=True):
@@ -94,6 +99,24 @@ def test_a_bad_number_stops_it_and_the_last_checkpoint_stays(
     kept = torch.load(tmp_path / ".work/checkpoint.pt", weights_only=True)
     assert kept["state"]["batches"] > 1
     assert all(weight.isfinite().all() for weights in kept["drafts"] for weight in weights.values())
+
+
+def test_a_bad_gradient_behind_beams_stops_it_and_it_goes_on_with_a_lower_rate(
+    texts: StoredTexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(tmp_path, checkpoint_s=0, on_policy=0.5)
+
+    def poison(stage: str, done: float, _: str) -> None:
+        if stage == "on-policy" and done > 0.3:
+            monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+
+    with pytest.raises(DistillError, match="gradient became inf at batch"):
+        trainer.run(texts, list(range(60)), None, poison)
+    monkeypatch.undo()
+    again = _trainer(tmp_path, learning_rate=0.001, on_policy=0.5)
+    again.run(texts, list(range(60)), None, silent)
+    assert again.state["is_finished"]
+    assert all(weight.isfinite().all() for weight in _weights(again))
 
 
 def test_a_time_budget_ends_it_however_much_text_there_is(texts: StoredTexts, tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def load_spider(data: Path, shots: int) -> list[Item]:
     ]
 
 
+def training_pairs(data: Path) -> list[tuple[str, str]]:
+    """The questions of `spider/train_spider.json` as prompts, each with its query on one line.
+
+    Raises:
+        DataError: A file or a schema is missing or broken.
+    """
+    tables = find_file(data, ["spider/tables.json"])
+    schemas = {schema["db_id"]: schema for schema in read_json_array(tables, _SCHEMA)}
+    entries = read_json_array(find_file(data, ["spider/train_spider.json"]), _QUESTION)
+    return [(_ask(entry, schemas, tables), " ".join(entry["query"].split())) for entry in entries]
+
+
 def score_spider(item: Item, answers: Sequence[str]) -> Score:
     """1 where the answer's rows are the gold query's; their order counts where the gold query sorts."""
     gold_query, database = item.reference["query"], Path(item.reference["database"])
