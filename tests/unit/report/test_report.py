@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.results.energy_records import phase, record, sample
 
 from mtad.errors import ConfigError
 from mtad.report.building import Files, build_difference, build_report
@@ -152,3 +153,42 @@ def test_reports_load_no_torch(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("report.html")
     assert (tmp_path / "page/figures/1-gsm8k-pareto.svg").exists()
+
+
+def test_joules_have_a_table_figures_and_what_is_not_measured(tmp_path: Path) -> None:
+    samples = [sample(label, repeat, watts) for label, watts in (("speculative", 290.0), ("mmtad", 190.0))
+               for repeat in range(2)]  # fmt: skip
+    phases = [phase(label, name, 4.0) for label in ("speculative", "mmtad") for name in ("draft", "score")]
+    idle = {"idle": [{"seconds": 5.0, "joules": {"gpu": 300.0, "dram": 20.0}}], "skipped": {"mtjd": "no batches <b>"}}
+    path = tmp_path / "energy.json"
+    path.write_text(json.dumps(record(samples, phases) | idle | {"run": RUN, "models": {"target": "t"}}))
+    found = load_record(path)
+    files = build_report([found])
+    assert "| steady | mmtad | 20.00 [20.00, 20.00] |" in files["report.md"]
+    assert "1.50 [1.50, 1.50]" in files["report.md"]
+    page = files["report.html"]
+    assert (
+        "Energy of GPU + DRAM, by hardware counters (zeus). At rest, with the models loaded, the same takes 64.0 W"
+        in page
+    )
+    assert "<li>Energy of CPU package: not measured: may not be read.</li>" in page
+    assert "<li>mtjd: left out; no batches &lt;b&gt;.</li>" in page
+    assert {name for name in files if name.endswith(".svg")} == {
+        "figures/1-workload-1-energy.svg",
+        "figures/1-workload-1-phases.svg",
+    }
+    assert "joules per token" in files["figures/1-workload-1-energy.svg"]
+    with pytest.raises(ConfigError, match="got an energy record"):
+        build_difference(found, found)
+
+
+def test_without_joules_the_figure_says_so(tmp_path: Path) -> None:
+    items = [sample(label, 0, 100.0) for label in ("speculative", "mmtad")]
+    for item in items:
+        item["reading"] |= {"joules": {}, "idle_watts": {}}
+    document = record(items, scopes=[], reason="no counter here") | {"run": RUN}
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    files = build_report([load_record(tmp_path)])
+    assert "energy not measured" in files["figures/1-workload-1-energy.svg"]
+    assert files["report.html"].count("Energy: not measured: no counter here.") == 2
+    assert "| steady | mmtad | not measured |" in files["report.md"]

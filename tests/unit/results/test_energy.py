@@ -1,47 +1,9 @@
 """Joules per token, net of idle power, against speculative sampling."""
 
-from typing import Any
-
 import pytest
+from tests.unit.results.energy_records import phase, record, sample
 
 from mtad.results.energy import choose_baseline, joule_format, summarize_energy
-
-
-def sample(label: str, repeat: int, watts: float, seconds: float = 10.0, **changes: Any) -> dict[str, Any]:
-    reading = {
-        "seconds": seconds,
-        "joules": {"gpu": watts * seconds, "dram": 10.0 * seconds},
-        "idle_watts": {"gpu": 60.0, "dram": 4.0},
-        "not_measured": {"cpu_package": "may not be read"},
-    }
-    found = {
-        "workload": 0, "contender": label, "repeat": repeat, "seconds": seconds, "busy_s": seconds / 2,
-        "num_answers": 5, "num_tokens": 100, "target_calls": 50, "num_iterations": 50, "log_prob_sum": -100.0,
-        "latencies_s": [1.0, 2.0, 3.0], "reading": reading,
-    }  # fmt: skip
-    return found | changes
-
-
-def phase(label: str, name: str, joules: float, batch_size: int = 1) -> dict[str, Any]:
-    reading = {"seconds": 2.0, "joules": {"gpu": joules, "dram": 0.0}, "idle_watts": {}, "not_measured": {}}
-    return {
-        "contender": label, "batch_size": batch_size, "prompt_tokens": 0, "phase": name, "num_calls": 20,
-        "reading": reading,
-    }  # fmt: skip
-
-
-def record(samples: list[dict[str, Any]], phases: list[dict[str, Any]] | None = None, **meter: Any) -> dict[str, Any]:
-    workload = {"pattern": "steady", "batch_size": 1, "prompt_tokens": 0, "new_tokens": 20, "label": "steady"}
-    return {
-        "meter": {"scopes": ["gpu", "dram"], "reason": None} | meter,
-        "setup": {
-            "contenders": {"autoregressive": {}, "speculative": {}, "mmtad": {}},
-            "baseline": "speculative",
-            "workloads": [workload],
-        },
-        "samples": samples,
-        "phases": phases or [],
-    }
 
 
 def test_joules_are_summed_over_scopes_and_shared_out_among_tokens() -> None:
