@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 from tests.chromium import ADVICE, find_chromium
@@ -12,6 +13,10 @@ from mtad.models.pairs import PairPaths, pair_paths
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny tensors gain nothing from threads, and on a busy machine the threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Its own conftest needs the driver's package.
+collect_ignore = [] if find_spec("playwright") else ["browser"]
 
 
 def pytest_report_header() -> list[str]:

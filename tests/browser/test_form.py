@@ -262,12 +262,14 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_page: OpenPage
 def test_everything_is_reached_by_keyboard_and_shows_focus(open_page: OpenPage) -> None:
     page = open_page()
     run(page, max_new_tokens=8)
-    page.locator("body").focus()
-    seen, outlines = [], []
-    page.evaluate("() => document.activeElement.blur()")
+    page.evaluate("() => { document.body.tabIndex = -1; document.body.focus(); }")
+    seen: list[str] = []
+    outlines: list[str] = []
     for _ in range(45):
         page.keyboard.press("Tab")
-        seen.append(page.evaluate("() => document.activeElement.id || document.activeElement.getAttribute('class')"))
+        seen.append(
+            page.evaluate("() => document.activeElement.id || document.activeElement.getAttribute('class') || ''")
+        )
         style = "() => { const style = getComputedStyle(document.activeElement); return style.outlineStyle; }"
         outlines.append(page.evaluate(style))
     assert seen[0] == "skip"

@@ -143,7 +143,7 @@ const CHARTS = [
       }),
   ],
   [
-    "Kept at least to depth",
+    "Share of calls that kept drafts to depth",
     (width, all, title) =>
       barChart(width, {
         title,

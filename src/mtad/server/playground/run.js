@@ -3,6 +3,9 @@
 import { streamJson } from "./client.js";
 import { TextFlow } from "./flow.js";
 
+const WINDOW_S = 0.5;
+const BURST_S = 0.05;
+
 /** An answer. States: running, done, stopped, failed. */
 export class Run {
   constructor(request, onChange) {
@@ -85,16 +88,22 @@ export class Run {
     return this.statistics?.acceptance_by_depth ?? shares;
   }
 
-  /** Seconds since the first iteration, and speed over the last `width` iterations or half a second. */
+  /**
+   * Seconds since the first iteration, and speed over the last `width` iterations and half a second. Of iterations that
+   * came in one burst, the last one counts.
+   */
   speeds(width = 8) {
-    const start = this.iterations[0]?.at ?? 0;
+    const points = [];
     let from = 0;
-    const points = this.iterations.map(({ at, total }, place) => {
-      while (from + width < place && at - this.iterations[from + 1].at >= 0.5) from += 1;
+    this.iterations.forEach(({ at, total }, place) => {
+      while (from + width < place && at - this.iterations[from + 1].at >= WINDOW_S) from += 1;
       const past = at - this.iterations[from].at;
-      return { at: at - start, past, speed: (total - this.iterations[from].total) / past };
+      if (past < WINDOW_S) return;
+      const point = { at: at - this.iterations[0].at, speed: (total - this.iterations[from].total) / past };
+      if (points.length && point.at - points.at(-1).at < BURST_S) points.pop();
+      points.push(point);
     });
-    return points.filter(({ past }) => past >= 0.1);
+    return points;
   }
 
   /** Figures so far, or the server's own once it has sent them. */
