@@ -1,12 +1,12 @@
 """Load on a running server: so many streams at a time, or so many requests a second."""
 
 import json
+import queue
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from mtad.bench.server_client import ServerClient, TimedReply
@@ -84,22 +84,27 @@ def run_load(
     """
     before, lock = client.counters(), Lock()
     replies: list[TimedReply | None] = [None] * len(bodies)
+    due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
-    def ask(index: int) -> None:
-        reply = client.stream(bodies[index])
-        with lock:
-            replies[index] = reply
-            note()
+    def work() -> None:
+        while (index := due.get()) is not None:
+            reply = client.stream(bodies[index])
+            with lock:
+                replies[index] = reply
+                note()
 
+    # Daemons, so that an interrupt does not wait for answers.
+    workers = [Thread(target=work, daemon=True) for _ in range(load.streams or min(len(bodies), _MOST_AT_ONCE))]
     started = time.perf_counter()
-    width = load.streams or min(len(bodies), _MOST_AT_ONCE)
-    with ThreadPoolExecutor(width) as pool:
-        futures = []
-        for index, at in enumerate(arrivals(load)):
-            time.sleep(max(started + at - time.perf_counter(), 0.0))
-            futures.append(pool.submit(ask, index))
-        for future in futures:
-            future.result()
+    for worker in workers:
+        worker.start()
+    for index, at in enumerate(arrivals(load)):
+        time.sleep(max(started + at - time.perf_counter(), 0.0))
+        due.put(index)
+    for _ in workers:
+        due.put(None)
+    for worker in workers:
+        worker.join()
     wall_s = time.perf_counter() - started
     after = client.counters()
     names = ("mtad_steps_total", "mtad_step_rows_total", "mtad_step_seconds_total")

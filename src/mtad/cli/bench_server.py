@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def run_server(options: argparse.Namespace, new_tokens: list[int]) -> int:
     fields = {name: value for name, value in vars(options).items() if name in _FIELDS}
     record = _open_record(client, fields)
     if options.record is not None:
+        record = _begin(options.record, record)
         write_json(options.record, record)
     status = _measure(client, loads, fields, record, options.record)
     if options.json:
@@ -75,8 +77,6 @@ def run_server(options: argparse.Namespace, new_tokens: list[int]) -> int:
 def _loads(options: argparse.Namespace, new_tokens: list[int]) -> "list[Load]":
     from mtad.bench.server_load import Load
 
-    if options.record is not None and options.record.exists():
-        raise ConfigError(f"record {options.record} is there already and a load is not gone on with; name another file")
     streams = options.streams or ([] if options.rates else list(_DEFAULT_STREAMS))
     rates = options.rates or []
     for item, values in ((STREAMS, streams), (RATES, rates), (REQUESTS, [options.requests])):
@@ -115,6 +115,19 @@ def _open_record(client: "ServerClient", fields: dict[str, Any]) -> dict[str, An
     }
 
 
+def _begin(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The record that lies there, to go on with, else the fresh one."""
+    from mtad.results.files import read_json
+
+    if not path.exists():
+        return fresh
+    found = read_json(path)
+    for key in ("kind", "schema", "model", "fields"):
+        if found.get(key) != fresh[key]:
+            raise ConfigError(f"the record is of another run (its {key} differs); name another file")
+    return found | {"continued": [*found.get("continued", []), fresh["run"]]}
+
+
 def _measure(
     client: "ServerClient", loads: "list[Load]", fields: dict[str, Any], record: dict[str, Any], path: Path | None
 ) -> int:
@@ -123,13 +136,17 @@ def _measure(
     from mtad.bench.server_load import request_bodies, run_load
     from mtad.results.files import write_json
 
-    first = 0
+    done = [item["load"] for item in record["samples"]]
+    first, is_warm = sum(item["num_requests"] for item in done), False
     try:
         for load in loads:
+            if asdict(load) | {"label": load.label} in done:
+                continue
             bodies = request_bodies(client, load, fields, first)
             first += load.num_requests
-            if not record["samples"]:
+            if not is_warm:
                 client.stream(bodies[0] | {"seed": 1 << 30, "max_tokens": 4})  # nobody's first request is timed
+                is_warm = True
             with tqdm(total=len(bodies), desc=load.label, unit="answer", disable=None, leave=False) as bar:
                 record["samples"].append(run_load(client, load, bodies, bar.update))
             if path is not None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,23 @@ _log = logging.getLogger("mtad.server")
 _TOO_LONG = "context_length_exceeded"
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a request may take.
+
+    Attributes:
+        seconds: Until it is given up.
+        is_own: Whether the request asked for that, or the server sets it.
+    """
+
+    seconds: float
+    is_own: bool
+
+
+class OwnTimeoutError(TimeoutError):
+    """The time that a request gave itself is over."""
+
+
 class Answers:
     """Runs the jobs of one request; leaving it cancels those that have not ended.
 
@@ -32,7 +50,7 @@ class Answers:
         prompts: Token ids of every choice.
         options: How to decode every choice.
         explains: Whether pieces say what was drafted.
-        timeout: Seconds until the whole request is given up.
+        patience: With the whole request.
     """
 
     def __init__(
@@ -44,12 +62,12 @@ class Answers:
         options: Sequence[GenerationOptions],
         *,
         explains: bool,
-        timeout: float,
+        patience: Patience,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[tuple[Job, Item]] = asyncio.Queue()
         self._worker, self._metrics, self._note = worker, metrics, note
-        self._deadline = loop.time() + timeout
+        self._deadline, self._patience = loop.time() + patience.seconds, patience
         self._open = [
             Job(
                 index=index,
@@ -128,8 +146,11 @@ class Answers:
             await work
 
     async def _next(self) -> tuple[Job, Accepted | Piece]:
-        async with asyncio.timeout_at(self._deadline):
-            job, item = await self._outbox.get()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                job, item = await self._outbox.get()
+        except TimeoutError:
+            raise (OwnTimeoutError if self._patience.is_own else TimeoutError)(self._patience.seconds) from None
         if isinstance(item, Exception):
             self._open.remove(job)
             self._end(job, "error")
@@ -205,8 +226,13 @@ class TooLongError(MtadError):
 
 def described(error: Exception, request_id: str) -> tuple[int, dict[str, Any]]:
     """Status and body for what can end a request."""
+    if isinstance(error, OwnTimeoutError):
+        message = (
+            f"the request took longer than its own timeout of {error.args[0]:g} s; raise it, or ask for fewer tokens"
+        )
+        return 408, error_body(message, "timeout_error", param="timeout", request_id=request_id)
     if isinstance(error, TimeoutError):
-        message = "the request took longer than the server, or its own timeout, allows; ask for fewer tokens"
+        message = "the request took longer than the server allows; ask for fewer tokens"
         return 504, error_body(message, "timeout_error", request_id=request_id)
     if isinstance(error, EngineFaultError):
         return 500, error_body(str(error), "server_error", request_id=request_id)

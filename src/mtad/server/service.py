@@ -16,7 +16,7 @@ from mtad.api.contenders import Contender
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.config import GenerationOptions, ServerOptions, SessionOptions, replace_settings
 from mtad.errors import ConfigError, PromptError
-from mtad.server.answers import Answers, EventResponse, TooLongError, event_stream
+from mtad.server.answers import Answers, EventResponse, Patience, TooLongError, event_stream
 from mtad.server.metrics import ServerMetrics
 from mtad.server.middleware import retry_after
 from mtad.server.notes import RequestNote, note_of
@@ -169,8 +169,12 @@ class Service:
             [ids for ids in token_ids for _ in choices],
             choices * len(token_ids),
             explains=body.explain,
-            timeout=min(body.timeout or self._server.request_timeout, self._server.request_timeout),
+            patience=self._patience(body.timeout),
         )
+
+    def _patience(self, asked: float | None) -> Patience:
+        longest = self._server.request_timeout
+        return Patience(longest, False) if asked is None or asked >= longest else Patience(asked, True)
 
     def _style(
         self,

@@ -42,9 +42,16 @@ def test_closed_and_open_loops_become_a_record_and_a_table(
             assert 0 < reply["first_s"] < reply["total_s"]
             assert sum(count for _, count in reply["gaps"]) < 8
             assert len(reply["gaps"]) + 1 == reply["target_calls"]
+    more = ["--gamma", "2", "--record", str(path), "--rates", "50", "60", "--json"]
+    status, out, _ = run(capsys, *words, *more)
+    assert status == 0
+    assert [row["label"] for row in json.loads(out)["rows"]][2:] == ["50 a second", "60 a second"]
+    again = json.loads(path.read_text())
+    assert again["samples"][:3] == record["samples"]
+    assert len(again["continued"]) == 1
     status, out, err = run(capsys, *words, "--record", str(path))
     assert (status, out) == (2, "")
-    assert "is there already" in err
+    assert "its fields differs" in err
 
 
 def test_prompts_have_the_length_that_was_asked_for(
