@@ -41,10 +41,7 @@ def test_texts_are_about_as_likely(engine: Engine, int8_engine: Engine) -> None:
 @pytest.mark.parametrize("method", ["mmtad", "speculative", "autoregressive"])
 def test_a_batch_decodes_as_its_rows_do(int8_engine: Engine, method: str) -> None:
     together = int8_engine.generate(PROMPTS, method=method, max_new_tokens=24, seed=3)
-    alone = [
-        int8_engine.generate(prompt, method=method, max_new_tokens=24, seed=3 + row)
-        for row, prompt in enumerate(PROMPTS)
-    ]
+    alone = [int8_engine.generate(prompt, method=method, max_new_tokens=24, seed=3) for prompt in PROMPTS]
     assert [result.token_ids for result in together] == [result.token_ids for result in alone]
 
 
