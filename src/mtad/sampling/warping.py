@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtad.sampling.best import best_logits
 from mtad.sampling.nucleus import filter_unsorted
 from mtad.structures.rows import RowControls
 
@@ -59,8 +60,8 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
         num_best: Return only so many of the best; None returns every token that can survive.
 
     Returns:
-        Survivors in falling order. Ties at the border of top-k are cut as `torch.topk` orders them, so that the
-        kept mass is exactly one.
+        Survivors in falling order. Ties at the border of top-k are cut as `best_logits` orders them, so that
+        the kept mass is exactly one.
     """
     vocab_size = logits.shape[-1]
     wanted = vocab_size if num_best is None else min(num_best, vocab_size)
@@ -71,7 +72,7 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
         if logits.device.type == "cpu":
             return _first_survivors(logits, rows, wanted)
     kept = min(rows.max_top_k, vocab_size) or (vocab_size if has_filter else wanted)
-    values, token_ids = logits.topk(kept, dim=-1)
+    values, token_ids = best_logits(logits, kept)
     scores = upcast(values) / _per_row(rows.temperatures, logits)
     if rows.max_top_k == 0 and kept < vocab_size:
         normaliser = (upcast(logits) / _per_row(rows.temperatures, logits)).logsumexp(-1, keepdim=True)
