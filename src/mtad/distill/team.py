@@ -81,7 +81,8 @@ class SeveralProcesses(Team):
         for tensor in tensors:
             waiting.setdefault(tensor.dtype, []).append(tensor)
         for group in waiting.values():
-            flat = torch.cat([tensor.flatten() for tensor in group])
+            # NCCL adds up what lies on its own device alone.
+            flat = torch.cat([tensor.flatten() for tensor in group]).to(self.device)
             torch.distributed.all_reduce(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in group])
             for tensor, part in zip(group, parts, strict=True):

@@ -91,6 +91,8 @@ class Trainer:
         self._optimizers = [_optimizer(draft, options) for draft in self.drafts]
         self.state: dict[str, Any] = {"batches": 0, "tokens": 0, "seconds": 0.0, "is_finished": False}
         self._file = work.path / "checkpoint.pt"
+        self._kept_epoch: tuple[int, list[list[int]]] = (-1, [])
+        self._lengths: dict[int, int] = {}
 
     def run(self, texts: StoredTexts, numbers: Sequence[int], seconds: float | None, note: Note) -> None:
         """Train to the end of the epochs or of the time.
@@ -138,19 +140,18 @@ class Trainer:
         """The epoch, its batches and the next of them, from the number of batches done."""
         epoch, done = 0, self.state["batches"]
         while True:
-            batches = self._epoch(texts, numbers, epoch)
-            if done < len(batches):
-                return epoch, batches, done
-            done -= len(batches)
+            if epoch not in self._lengths:
+                self._lengths[epoch] = len(self._epoch(texts, numbers, epoch))
+            if done < self._lengths[epoch]:
+                return epoch, self._epoch(texts, numbers, epoch), done
+            done -= self._lengths[epoch]
             epoch += 1
 
     def _epoch(self, texts: StoredTexts, numbers: Sequence[int], epoch: int) -> list[list[int]]:
-        kept: tuple[int, list[list[int]]] | None = getattr(self, "_kept_epoch", None)
-        if kept is None or kept[0] != epoch:
+        if self._kept_epoch[0] != epoch:
             seed = f"{self.options.seed} {epoch}"
-            kept = (epoch, order_batches(texts, numbers, self.options.batch_tokens, seed))
-            self._kept_epoch = kept
-        return kept[1]
+            self._kept_epoch = (epoch, order_batches(texts, numbers, self.options.batch_tokens, seed))
+        return self._kept_epoch[1]
 
     def _progress(self, epoch: int, place: int, num_batches: int, seconds: float | None) -> float:
         if seconds is not None:

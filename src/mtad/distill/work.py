@@ -46,7 +46,8 @@ class WorkFolder:
         differing = [name for name in settings if found.get(name) != settings[name]]
         if not found or (differing and not self._has_begun()):
             with disk_errors(self.path):
-                shutil.rmtree(self.path, ignore_errors=True)
+                if found:
+                    shutil.rmtree(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
             self.write("settings", dict(settings))
             return False

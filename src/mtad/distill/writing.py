@@ -81,12 +81,7 @@ def write_draft(
     with disk_errors(folder):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        head = draft.get_output_embeddings()
-        if isinstance(head, LowRankHead):
-            save_head(head, scratch, saved)
-            whole = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
-            whole.weight = nn.Parameter(head.product())
-            draft.set_output_embeddings(whole)
+        _keep_thin_head(draft, scratch, saved)
         draft.to(saved)
         draft.generation_config = _generation_config(models, vocabulary)
         with quiet_libraries():
@@ -101,6 +96,16 @@ def write_draft(
         for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             file.replace(folder / file.name)
         scratch.rmdir()
+
+
+def _keep_thin_head(draft: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Save a low-rank head on its own and leave its product in the draft."""
+    head = draft.get_output_embeddings()
+    if isinstance(head, LowRankHead):
+        save_head(head, folder, dtype)
+        whole = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
+        whole.weight = nn.Parameter(head.product())
+        draft.set_output_embeddings(whole)
 
 
 def _generation_config(models: LoadedModels, vocabulary: VocabularyMap | None) -> Any:

@@ -1,7 +1,9 @@
 """Training lowers the loss, goes on after a kill as if there had been none, and stops at the first bad number."""
 
 import errno
+import itertools
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from tests.tiny_models import tiny_model
 from tests.unit.distill.conftest import quick_options, silent
 
+from mtad.distill import training
 from mtad.distill.beginnings import begin_draft
 from mtad.distill.lessons import Classroom, measure_overlap
 from mtad.distill.shapes import DraftShape
@@ -32,14 +35,16 @@ def texts(tmp_path: Path) -> StoredTexts:
     return store.open()
 
 
-def _trainer(folder: Path, *, name: str = "llama", checkpoint_s: float = 60, **changes: Any) -> Trainer:
+def _trainer(
+    folder: Path, *, name: str = "llama", checkpoint_s: float = 60, clock: Any = time.perf_counter, **changes: Any
+) -> Trainer:
     work = WorkFolder(folder)
     work.open({})
     target = tiny_model(name, dtype=torch.float32)
     options = quick_options(**({"learning_rate": 0.01} | changes))
     drafts = [begin_draft(DraftShape(item, 32, 1), target, "pca", 0) for item in ("one", "two")]
     classroom = Classroom(Teacher(target, 61), drafts, options.loss, eos_token_ids=[2])
-    return Trainer(classroom, options, work, checkpoint_s=checkpoint_s)
+    return Trainer(classroom, options, work, checkpoint_s=checkpoint_s, clock=clock)
 
 
 def _weights(trainer: Trainer) -> list[Any]:
@@ -119,13 +124,28 @@ def test_a_bad_gradient_behind_beams_stops_it_and_it_goes_on_with_a_lower_rate(
     assert all(weight.isfinite().all() for weight in _weights(again))
 
 
+def test_an_epoch_is_put_in_order_once(texts: StoredTexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[str] = []
+
+    def count(texts: StoredTexts, numbers: Any, batch_tokens: int, seed: str) -> list[list[int]]:
+        orders.append(seed)
+        return order_batches(texts, numbers, batch_tokens, seed)
+
+    monkeypatch.setattr(training, "order_batches", count)
+    _trainer(tmp_path, epochs=3).run(texts, list(range(60)), None, silent)
+    # The fourth is looked at to find out that the third is over.
+    assert orders == ["0 0", "0 1", "0 2", "0 3"]
+
+
 def test_a_time_budget_ends_it_however_much_text_there_is(texts: StoredTexts, tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path, epochs=1)
-    trainer.run(texts, list(range(60)), 0.8, silent)
+    ticks = itertools.count()
+    trainer = _trainer(tmp_path, epochs=1, clock=lambda: 0.1 * next(ticks))
+    trainer.run(texts, list(range(60)), 4.0, silent)
     assert trainer.state["is_finished"]
-    assert 0.8 <= trainer.state["seconds"] < 3
+    # More batches than the epoch has, a tenth of a second each.
+    assert trainer.state["batches"] == pytest.approx(40, abs=1)
     again = _trainer(tmp_path, epochs=1)
-    again.run(texts, list(range(60)), 0.8, silent)
+    again.run(texts, list(range(60)), 4.0, silent)
     assert again.state == trainer.state
 
 
