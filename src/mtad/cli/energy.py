@@ -132,6 +132,7 @@ def measure_energy(
         **facts: What the record says besides.
     """
     check_flags(options)
+    generation = generation.for_measurement()
 
     from mtad.api.contenders import parse_contenders
     from mtad.bench.energy import EnergyPlan, EnergyWorkload, open_energy_record, split_contenders, synchronizer

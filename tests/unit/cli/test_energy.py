@@ -59,6 +59,7 @@ def test_joules_of_a_recording_come_out_as_its_power(command: RunCommand, record
     assert "DRAM: the recording has no such counter" in lines[0]
     assert "steady, batch 1, short questions, 4 new tokens, float64" in outcome.out
     record = read(path)
+    assert {item["guard"] for item in record["setup"]["contenders"].values()} == {"off"}
     assert (record["kind"], record["schema"], record["setup"]["baseline"]) == ("energy", 1, "speculative")
     assert {"command", "commit", "machine", "versions"} <= set(record["run"])
     assert len(record["samples"]) == 3 * 2 * 2
@@ -106,8 +107,8 @@ def test_without_a_counter_there_are_speeds_and_the_reason(command: RunCommand, 
     rows = [line for line in outcome.out.splitlines() if line.startswith(("speculative", "mtad"))]
     assert all("not measured" in line and len(line.split()) == 10 for line in rows)
     files = build_report([load_record(path)])
-    assert files["report.html"].count("Energy: not measured: no meter was asked for") == 2
-    assert "| speculative | not measured |" in files["report.md"]
+    assert str(files["report.html"]).count("Energy: not measured: no meter was asked for") == 2
+    assert "| speculative | not measured |" in str(files["report.md"])
     document = load_record(path).rows[0]
     assert document["reason"] == "no meter was asked for"
     assert document["joules_per_token"] is None
@@ -198,7 +199,7 @@ def test_the_experiment_is_the_same_over_a_grid(
     assert "every method against speculative" in record["question"]
     assert len(record["samples"]) == 2 * 4
     files = build_report([load_record(folder)])
-    assert "replayed from a recording, not measured in this run" in files["report.html"]
+    assert "replayed from a recording, not measured in this run" in str(files["report.html"])
     assert {name for name in files if name.endswith(".svg")} == {
         f"figures/1-workload-{number}-{kind}.svg" for number in (1, 2) for kind in ("energy", "phases")
     }
