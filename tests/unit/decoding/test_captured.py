@@ -98,7 +98,8 @@ def test_replayed_iterations_give_the_same_answers(
 def test_rows_that_leave_make_few_shapes(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
     options = GenerationOptions(gamma=2, beam_width=2)
     limits = [30, 26, 22, 4, 12, 4]
-    answers, sizes = [], set()
+    answers: list[dict[int, tuple[int, ...]]] = []
+    sizes: set[int] = set()
     for captured in (False, True):
         decoder = _decoder(pair, options, 1.0, captured=captured)
         requests = [
@@ -110,7 +111,7 @@ def test_rows_that_leave_make_few_shapes(pair: tuple[TransformersRunner, Transfo
             )
             for row, limit in enumerate(limits)
         ]
-        found = {}
+        found: dict[int, tuple[int, ...]] = {}
         for piece in generate_pieces(decoder, requests, str, RunFacts(method="x")):
             if captured:
                 sizes.add(len(decoder.row_ids))
