@@ -134,3 +134,34 @@ def test_a_later_batch_replays_what_was_captured() -> None:
         for _ in range(4):
             decoder.step([True] * len(PROMPTS))
     assert decoder.loop.num_captures == 1
+
+
+def test_a_guard_times_replays_by_events_and_needs_no_host() -> None:
+    options = GenerationOptions(method="mmtad", gamma=3, guard="on", ignore_eos=True)
+    decoder = _decoder(options, 1.0, "cuda")
+    assert isinstance(decoder, AssistedDecoder)
+    assert decoder.guard is not None
+    assert decoder.loop is not None
+    settings = [RowSettings(seed=row, top_k=8, threshold=0.3) for row in range(len(PROMPTS))]
+    decoder.prefill(PROMPTS, settings, [96] * len(PROMPTS))
+    measured = []
+    for _ in range(40):
+        assert decoder.is_replayed
+        decoder.step([True] * len(PROMPTS))
+        measured.append((decoder.loop.landed_mode, decoder.loop.landed_s))
+    assert decoder.loop.refusal is None
+    assert {depth for depth, _ in measured} >= {0, 3}, "a plain step is measured"
+    assert {depth for depth, seconds in measured if seconds is not None and seconds > 0} >= {0, 3}
+
+
+def test_quantised_weights_of_torchao_decode() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    model = tiny_model(dtype=torch.bfloat16, hidden_size=64, intermediate_size=128, head_dim=16).to("cuda")
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    target = TransformersRunner(model)
+    target.attach()
+    draft = TransformersRunner(tiny_model(seed=1, dtype=torch.bfloat16).to("cuda"))
+    draft.attach()
+    options = GenerationOptions(method="mmtad", ignore_eos=True)
+    decoder = build_decoder(options, target, draft, frozenset(), temperature=1.0)
+    assert all(len(result.token_ids) == 24 for result in _run(decoder, options, 1.0))

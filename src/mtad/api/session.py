@@ -11,6 +11,7 @@ from mtad.decoding import BatchRoom, Machine, Request, RollingBatch, RollingShel
 from mtad.decoding.text import Decode
 from mtad.errors import CapacityError, MtadError
 from mtad.models.loading import LoadedModels
+from mtad.models.runner import ModelRunner
 from mtad.structures import LogitsProcessor, Piece
 
 
@@ -55,7 +56,7 @@ class BatchSession:
             max_rows=options.max_rows, max_tokens=options.max_tokens, prefill_chunk=options.prefill_chunk
         )
         self._room = wanted.fitted(models.target, models.draft)
-        held = [models.target] if models.draft is None else [models.target, models.draft]
+        held: list[ModelRunner] = [models.target] if models.draft is None else [models.target, models.draft]
         self.cache_size = CacheSize.of(held, self._room.max_rows, self._room.max_tokens)
         shelf = RollingShelf(models.target, models.draft, self._room, token_texts, machine)
         self._batch = RollingBatch(shelf, self._room, decode)

@@ -96,6 +96,11 @@ class AssistedDecoder(Decoder):
             self.loop.select_rows(rows)
 
     @property
+    def is_captured(self) -> bool:
+        """See `Decoder.is_captured`."""
+        return self.loop is not None
+
+    @property
     def is_replayed(self) -> bool:
         """Whether the next iteration is replayed: nothing on the host takes part in it."""
         needs_host = self.observer is not None or any(policy.needs_host for policy in self.policies)
@@ -131,7 +136,8 @@ class AssistedDecoder(Decoder):
     @property
     def _is_behind(self) -> bool:
         """Whether the next iteration drafts and the draft has not read all it needs for that."""
-        return bool(self._depth) and self._lag.is_behind
+        is_passing_over = self.loop is not None and self.loop.mode_under_way == 0
+        return bool(self._depth) and (is_passing_over or self._lag.is_behind)
 
     def _catch_up(self, active: list[bool]) -> None:
         """Let a draft that was left out read on."""

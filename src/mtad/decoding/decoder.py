@@ -93,6 +93,11 @@ class Decoder(ABC):
         """Memory that all models hold for the batch."""
         return sum(runner.cache_bytes for runner, _ in self._runners)
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether iterations of the same number of rows can be captured and replayed."""
+        return False
+
     @abstractmethod
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """Run one iteration; None for rows that are not active."""

@@ -79,6 +79,7 @@ class DraftGuard:
         self._phase = _Phase.TRIAL
         self._trials_left = TRIAL
         self._probes_left = 0
+        self._has_probed = False
         self._since_probe = 0
         self._usual = self.gamma
         self._account = _Account()
@@ -165,10 +166,10 @@ class DraftGuard:
         """Whether an iteration without a draft is to be measured; a clock that stands still measures nothing."""
         if not self._costs.cost(self.gamma):
             return False
-        return self._costs.cost(0) is None or (self._usual > 0 and self._since_probe >= PROBE_EVERY)
+        return not self._has_probed or (self._usual > 0 and self._since_probe >= PROBE_EVERY)
 
     def _begin_probe(self) -> int:
-        self._phase, self._probes_left = _Phase.PROBE, _MOST_PROBES
+        self._phase, self._probes_left, self._has_probed = _Phase.PROBE, _MOST_PROBES, True
         if self._since_probe >= PROBE_EVERY and self._usual == self.gamma:
             # What the last trial lost or gained is long ago.
             self._account = _Account()

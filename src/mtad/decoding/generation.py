@@ -25,7 +25,8 @@ def generate_pieces(decoder: Decoder, requests: Sequence[Request], decode: Decod
     """Decode a batch and yield every iteration's pieces, rows in order.
 
     The last piece of a row carries its `GenerationResult`. Closing the iterator early stops the work. Rows that
-    have ended leave the batch once half of it is idle.
+    have ended leave the batch once half of it is idle; where iterations are captured, some of them stay, so that the
+    number of rows is a power of two.
 
     Args:
         decoder: The method; its batch state is overwritten.
@@ -69,5 +70,10 @@ def _drop_finished(decoder: Decoder, builders: list[AnswerBuilder]) -> list[Answ
     running = [row for row, builder in enumerate(builders) if not builder.is_finished]
     if len(running) * 2 > len(builders):
         return builders
-    decoder.select_rows(running)
-    return [builders[row] for row in running]
+    kept = running
+    if decoder.is_captured:
+        # Another number of rows is captured anew: few numbers, at the cost of some idle rows.
+        idle = [row for row, builder in enumerate(builders) if builder.is_finished]
+        kept = running + idle[: (1 << (len(running) - 1).bit_length()) - len(running)]
+    decoder.select_rows(kept)
+    return [builders[row] for row in kept]

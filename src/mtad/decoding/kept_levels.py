@@ -4,21 +4,21 @@ from collections.abc import Sequence
 
 _MEMORY = 0.96
 _PRIOR_WEIGHT = 2.0
+_LEAST_WEIGHT = 0.5
 
 
 class KeptLevels:
     """Rates of one row: of the drafts that were kept to the level above, how many were kept to this one.
 
-    An exponential average over some 25 drafts, which begins at a prior.
+    An exponential average over some 25 drafts, which begins at a prior and forgets it likewise.
 
     Args:
         prior: Rates to begin with, one a level.
     """
 
     def __init__(self, prior: Sequence[float]) -> None:
-        self._prior = list(prior)
-        self._kept = [0.0] * len(prior)
-        self._tried = [0.0] * len(prior)
+        self._kept = [_PRIOR_WEIGHT * rate for rate in prior]
+        self._tried = [_PRIOR_WEIGHT for _ in prior]
 
     def add(self, num_kept: int, depth: int) -> None:
         """Count a draft of `depth` levels, of which `num_kept` were kept."""
@@ -28,14 +28,16 @@ class KeptLevels:
 
     def forget(self, share: float) -> None:
         """Let the past weigh less by this share, so that the next drafts weigh more."""
-        self._kept = [(1 - share) * count for count in self._kept]
-        self._tried = [(1 - share) * count for count in self._tried]
+        for level, tried in enumerate(self._tried):
+            # Levels that are never reached keep their rate.
+            if tried > _LEAST_WEIGHT:
+                self._kept[level] *= 1 - share
+                self._tried[level] *= 1 - share
 
     @property
     def rates(self) -> list[float]:
         """The rates of all levels, each in [0, 1]."""
-        columns = zip(self._kept, self._tried, self._prior, strict=True)
-        return [(kept + _PRIOR_WEIGHT * prior) / (tried + _PRIOR_WEIGHT) for kept, tried, prior in columns]
+        return [kept / tried for kept, tried in zip(self._kept, self._tried, strict=True)]
 
     def expected_tokens(self) -> list[float]:
         """Tokens that an iteration is expected to emit, for drafts of 0, 1, ... levels."""

@@ -165,6 +165,11 @@ class ReplayLoop:
         self._flight: _Flight | None = None
         self._shape: _Shape | None = None
 
+    @property
+    def mode_under_way(self) -> Hashable:
+        """Mode of the call whose result has not been returned yet; None where there is none."""
+        return None if self._flight is None else self._flight.mode
+
     def restart(self) -> None:
         """Begin another batch; forgets what is under way."""
         self._flight, self._shape = None, None

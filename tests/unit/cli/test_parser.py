@@ -83,7 +83,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
     path.write_text('gamma = 6\nthreshold = 0.9\nbeam-width = 2\ntarget = "a"\nstop = ["x"]\n', encoding="utf-8")
     models, generation = settings("--config", str(path), "--gamma", "3", "--target", "b")
     assert (models.target, models.device) == ("b", "auto")
-    assert (generation.gamma, generation.threshold, generation.beam_width, generation.seed) == (3, 0.9, 2, 0)
+    assert (generation.gamma, generation.threshold, generation.beam_width, generation.seed) == (3, 0.9, 2, None)
     assert generation.stop == ("x",)
 
 

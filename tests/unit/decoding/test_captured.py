@@ -95,6 +95,36 @@ def test_replayed_iterations_give_the_same_answers(
         assert ours.accepted_lengths == theirs.accepted_lengths
 
 
+def test_rows_that_leave_make_few_shapes(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
+    options = GenerationOptions(gamma=2, beam_width=2)
+    limits = [30, 26, 22, 4, 12, 4]
+    answers: list[dict[int, tuple[int, ...]]] = []
+    sizes: set[int] = set()
+    for captured in (False, True):
+        decoder = _decoder(pair, options, 1.0, captured=captured)
+        requests = [
+            Request(
+                row=row,
+                prompt=PROMPTS[row % 3],
+                settings=RowSettings(seed=row, top_k=8, threshold=0.3),
+                limits=AnswerLimits(max_new_tokens=limit, eos_token_ids=frozenset()),
+            )
+            for row, limit in enumerate(limits)
+        ]
+        found: dict[int, tuple[int, ...]] = {}
+        for piece in generate_pieces(decoder, requests, str, RunFacts(method="x")):
+            if captured:
+                sizes.add(len(decoder.row_ids))
+            if piece.result is not None:
+                assert piece.row not in found
+                found[piece.row] = piece.result.token_ids
+        answers.append(found)
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == len(limits)
+    assert sizes >= {6, 4}
+    assert sizes <= {6, 4, 2, 1}
+
+
 def test_unfiltered_rows_are_replayed_too(pair: tuple[TransformersRunner, TransformersRunner]) -> None:
     options = GenerationOptions(gamma=3, beam_width=2, draw="gumbel")
     answers = [

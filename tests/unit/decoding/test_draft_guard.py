@@ -31,6 +31,7 @@ from mtad.decoding import (
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.draft_guard import PROBING_SHARE, DraftGuard, depths_to_choose_from
 from mtad.decoding.outcome import RowOutcome
+from mtad.drafting import PromptLookupDrafter
 from mtad.models.forward import ForwardBatch
 from mtad.models.table import TableRunner
 from mtad.models.transformers_runner import TransformersRunner
@@ -84,8 +85,8 @@ class Simulation:
         return [piece.result for piece in pieces if piece.result is not None]
 
 
-def _request(row: int, prompt: Sequence[int], count: int, seed: int | None = None) -> Request:
-    settings = RowSettings(seed=row if seed is None else seed, threshold=0.3)
+def _request(row: int, prompt: Sequence[int], count: int, seed: int | None = None, temperature: float = 1.0) -> Request:
+    settings = RowSettings(seed=row if seed is None else seed, threshold=0.3, temperature=temperature)
     limits = AnswerLimits(max_new_tokens=count, eos_token_ids=frozenset())
     return Request(row=row, prompt=list(prompt), settings=settings, limits=limits)
 
@@ -297,7 +298,7 @@ class Scheduled(DraftGuard):
         self.depth = self.plan[len(self.heard) % len(self.plan)]
 
 
-PLAN = [3, 0, 0, 3, 3, 0, 1, 0, 0, 0, 0, 2]
+PLAN = [9, 0, 0, 9, 9, 0, 1, 0, 0, 0, 0, 2]
 LAGGING: list[dict[str, Any]] = [
     *WAYS,
     {"method": "mmtad", "drafter": "prompt_lookup", "gamma": 3},
@@ -341,7 +342,9 @@ def test_captured_iterations_take_turns_with_plain_ones(
 def _check_iterations(built: Any, *, is_captured: bool) -> None:
     """Each iteration is the first one of a fresh decoder, with the same depth, after the text so far."""
     decoder = _scheduled(built, PLAN, capture=record_call if is_captured else None)
-    requests = [_request(row, prompt, 24) for row, prompt in enumerate(PROMPTS)]
+    # Greedy text repeats itself, which is what can be looked up.
+    temperature = 0.0 if isinstance(built.drafter, PromptLookupDrafter) else 1.0
+    requests = [_request(row, prompt, 30, temperature=temperature) for row, prompt in enumerate(PROMPTS)]
     seen: list[list[tuple[list[int], list[int]]]] = [[] for _ in requests]
     texts = [list(item.prompt) for item in requests]
     for piece in generate_pieces(decoder, requests, letters, RunFacts(method="x", gamma=decoder.gamma)):
@@ -350,7 +353,7 @@ def _check_iterations(built: Any, *, is_captured: bool) -> None:
     guard = decoder.guard
     assert isinstance(guard, Scheduled)
     assert set(guard.heard) >= {0, built.gamma}
-    assert decoder.loop is None or decoder.loop.num_captures >= 3
+    assert decoder.loop is None or decoder.loop.num_captures >= 2
     depths, num_kept = list(guard.heard), 0
     for row, steps in enumerate(seen):
         for (text, tokens), depth in list(zip(steps, depths, strict=False))[:-1]:
@@ -362,7 +365,7 @@ def _check_iterations(built: Any, *, is_captured: bool) -> None:
             assert outcome is not None
             assert outcome.tokens == tokens
             num_kept += outcome.num_drafted
-    assert num_kept >= 3
+    assert num_kept >= 2
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -388,7 +391,8 @@ def test_rows_come_and_go_while_the_draft_does(way: dict[str, Any], seed: int) -
     assert len(results) == 9
     assert all(len(result.token_ids) >= 10 for result in results.values())
     guarded = [result.stats for ticket, result in results.items() if ticket % 4]
-    assert sum(stats.undrafted_calls for stats in guarded) > (50 if seed else 0)
+    has_model = way.get("drafter") != "prompt_lookup"
+    assert sum(stats.undrafted_calls + stats.shortened_calls for stats in guarded) > (50 if seed and has_model else 0)
     assert all(results[ticket].stats.undrafted_calls == 0 for ticket in results if ticket % 4 == 0)
 
 
