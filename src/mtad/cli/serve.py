@@ -10,6 +10,7 @@ from typing import Any
 from mtad.cli.generate import load_engine
 from mtad.cli.parser import add_common, add_settings, read_tables
 from mtad.config import ServerOptions, SessionOptions
+from mtad.energy import open_meter
 from mtad.errors import ConfigError
 
 DESCRIPTION = """Serve chats and completions as OpenAI's API does, with continuous batching. The
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"the server has no {name}; use {instead} instead")
     try:
         from mtad.server.app import Service
+        from mtad.server.energy_metric import EnergyMetric
         from mtad.server.gate import read_keys
         from mtad.server.running import listen, make_server
         from mtad.server.server_log import ServerLog
@@ -60,17 +62,20 @@ def run(options: argparse.Namespace) -> int:
             f"mtad serve needs packages that cannot be imported ({error}); install them with pip install 'mtad[server]'"
         ) from error
     keys = read_keys(None if server.keys_file is None else Path(server.keys_file), os.environ)
+    meter = open_meter(server.meter)
     log = ServerLog(server)
     try:
         with listen(server) as listener:
             engine = load_engine(models, generation, color=options.color, keeps_draft=True)
             logging.basicConfig(level=logging.INFO, handlers=[log])
             service = Service(engine, generation, session, server, keys, log)
+            service.metrics.registry.register(EnergyMetric(meter))
             host, port = listener.getsockname()[:2]
             with engine.session(session.max_rows, session.max_tokens, session.prefill_chunk) as opened:
                 print(f"caches: {opened.cache_size} when all are full", file=sys.stderr)
             print(f"serving {service.model} on http://{host}:{port}", file=sys.stderr, flush=True)
             make_server(service, server).run(sockets=[listener])
     finally:
+        meter.close()
         log.close()
     return 0

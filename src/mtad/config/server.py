@@ -38,6 +38,7 @@ class ServerOptions:
         (),
         "origin whose pages may call the server, such as https://example.org, or *; may be given several times",
     )
+    meter: str = setting(str, "auto", "counter of the joules in /metrics: auto, zeus, nvml, rapl or none")
     log_format: Literal["text", "json"] = setting(str, "text", "lines of the log", choices=("text", "json"))
     log_file: str | None = setting(str, None, "file of the log (default: standard error)")
     log_prompts: bool = setting(bool, False, "write prompts into the log")
