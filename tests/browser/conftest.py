@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from tests.chromium import FLAGS, find_chromium
 from tests.tiny_engine import tiny_engine
 from tests.unit.server.conftest import Running, wait_until
@@ -63,6 +63,11 @@ def open_page(running: Running, browser: Browser) -> Iterator[OpenPage]:
     asked: list[str] = []
     origins: set[str] = set()
 
+    def note(line: ConsoleMessage, is_refused: bool) -> None:
+        # A browser notes every refused request in its console, which a test of refusals expects.
+        if line.type in ("error", "warning") and not is_refused:
+            complaints.append(line.text)
+
     def start(fragment: str = "", *, server: Running = running, is_refused: bool = False, **settings: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
         contexts.append(context)
@@ -70,10 +75,7 @@ def open_page(running: Running, browser: Browser) -> Iterator[OpenPage]:
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        # A browser notes every refused request in its console, which a test of refusals expects.
-        page.on(
-            "console", lambda line: is_refused or line.type not in ("error", "warning") or complaints.append(line.text)
-        )
+        page.on("console", lambda line: note(line, is_refused))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{server.url}/{fragment}")
         page.wait_for_selector("html[data-ready]")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
 
 def finish(page: Page) -> None:
@@ -37,3 +37,15 @@ def answer(page: Page, side: int = 0) -> str:
 def figure(page: Page, row: str, column: int = 0) -> str:
     """A cell of the statistics."""
     return page.locator(f"[data-row={row}] :is(dd, td)").nth(column).inner_text()
+
+
+def posted(page: Page) -> list[tuple[str, Any]]:
+    """Addresses and documents of what the page posts from now on."""
+    found: list[tuple[str, Any]] = []
+
+    def note(request: Request) -> None:
+        if request.method == "POST":
+            found.append((request.url, request.post_data_json))
+
+    page.on("request", note)
+    return found

@@ -2,12 +2,13 @@
 
 import json
 import shlex
+from typing import Any
 
 import pytest
 import requests
 from playwright.sync_api import expect
 from tests.browser.conftest import OpenPage
-from tests.browser.pages import answer, figure, fill, finish, run
+from tests.browser.pages import answer, figure, fill, finish, posted, run
 from tests.unit.server.conftest import Running, wait_until
 
 pytestmark = pytest.mark.browser
@@ -18,7 +19,8 @@ def test_an_answer_is_the_servers_own_and_every_token_says_where_it_comes_from(
 ) -> None:
     page = open_page()
     run(page, seed=3, max_new_tokens=30)
-    body = {"messages": [{"role": "user", "content": "why is it so"}], "seed": 3, "max_tokens": 30, "provenance": True}
+    messages = [{"role": "user", "content": "why is it so"}]
+    body: Any = {"messages": messages, "seed": 3, "max_tokens": 30, "provenance": True}
     choice = requests.post(running.url + "/v1/chat/completions", json=body, timeout=60).json()["choices"][0]
     assert answer(page) == choice["message"]["content"]
     kinds = page.locator(".tokens .token").evaluate_all("nodes => nodes.map(node => node.classList[1])")
@@ -86,10 +88,7 @@ def test_one_method_at_two_thresholds(open_page: OpenPage) -> None:
 
 def test_raw_text_and_a_system_message_are_sent_as_such(open_page: OpenPage) -> None:
     page = open_page()
-    bodies = []
-    page.on(
-        "request", lambda request: request.method == "POST" and bodies.append((request.url, request.post_data_json))
-    )
+    bodies = posted(page)
     page.click("#system-part summary")
     run(page, system="be brief", max_new_tokens=5)
     page.check("[name=mode][value=raw]")
@@ -102,13 +101,12 @@ def test_raw_text_and_a_system_message_are_sent_as_such(open_page: OpenPage) -> 
 
 def test_the_copied_command_is_the_request(open_page: OpenPage) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
-    bodies = []
-    page.on("request", lambda request: request.method == "POST" and bodies.append(request.post_data_json))
+    bodies = posted(page)
     run(page, "why isn't it", max_new_tokens=4)
     page.click("#copy-curl")
     expect(page.locator("#copy-curl")).to_have_text("Copied")
     words = shlex.split(page.evaluate("() => navigator.clipboard.readText()").replace("\\\n", " "))
-    assert json.loads(words[words.index("-d") + 1]) == bodies[0]
+    assert json.loads(words[words.index("-d") + 1]) == bodies[0][1]
     page.click(".answer button")
     expect(page.locator(".answer button")).to_have_text("Copied")
     assert page.evaluate("() => navigator.clipboard.readText()") == answer(page)

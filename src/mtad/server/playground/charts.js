@@ -44,7 +44,7 @@ export function lineChart(width, { title, xLabel, series, isWhole }) {
   const firstX = isWhole ? 1 : 0;
   const inner = width - EDGE.left - EDGE.right;
   const xAt = (x) => EDGE.left + (inner * (x - firstX)) / (mostX - firstX);
-  const candidates = ticks(mostX, width < 300 ? 3 : 5).filter(
+  const candidates = ticks(mostX, width < 300 ? 4 : 5).filter(
     (value) => value <= mostX && (!isWhole || Number.isInteger(value)),
   );
   const xTicks = isWhole ? [1, ...candidates.filter((value) => value > 1 && xAt(value) - xAt(1) > 18)] : candidates;

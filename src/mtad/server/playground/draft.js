@@ -35,7 +35,7 @@ export function summaryOf(step, iteration) {
 }
 
 function ruleOf({ rule, threshold }) {
-  const bar = `log \u03c4 = ${signed(Math.log(threshold))}`;
+  const bar = `log\u00a0\u03c4\u00a0=\u00a0${signed(Math.log(threshold))}`;
   if (rule === "joint") {
     const winner = "log Q of the winner\u2019s path (\u2605) of the same depth";
     return `A node passes where log P of its path is more than ${bar} above ${winner}.`;

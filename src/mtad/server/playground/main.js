@@ -143,7 +143,7 @@ const CHARTS = [
       }),
   ],
   [
-    "Share of calls that kept drafts to depth",
+    "Calls that kept to depth",
     (width, all, title) =>
       barChart(width, {
         title,
@@ -198,7 +198,10 @@ function listen() {
   byId("copy-curl").addEventListener("click", ({ target }) => copyCurl(target));
   byId("copy-link").addEventListener("click", ({ target }) => copy(location.href, target));
   byId("key").addEventListener("change", showModel);
-  addEventListener("resize", refresh);
+  addEventListener("resize", () => {
+    state.drawn = null;
+    refresh();
+  });
   addEventListener("hashchange", restore);
 }
 

@@ -60,7 +60,7 @@ function tiles(figures) {
 function table(figures, labels) {
   const head = ["", ...labels, "first / second"];
   const rows = ROWS.map(([name, label, format, isRatio]) => {
-    const cells = figures.map((item) => html("td", {}, format(item[name])));
+    const cells = figures.map((item) => html("td", {}, format(item[name]) || "\u2013"));
     cells.push(html("td", {}, isRatio ? ratio(figures.map((item) => item[name])) : ""));
     return html("tr", { "data-row": name }, html("th", { scope: "row" }, label), ...cells);
   });

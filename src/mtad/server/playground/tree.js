@@ -3,8 +3,11 @@
 import { byId, html, quoted, signed, svg, visibleText } from "./dom.js";
 import { decisionOf, nodesOf } from "./draft.js";
 
-const BOX = { width: 134, height: 26 };
-const STEP = { x: 170, y: 36 };
+const BOX_HEIGHT = 26;
+const ROW = 36;
+const GAP = 24;
+const COLUMN = { least: 142, most: 172 };
+const LETTER = 7.6;
 const TOP = 24;
 const MARGIN = 3;
 const HINT = "Point at a node, or go to one with Tab and the arrow keys, to read what was decided about it.";
@@ -14,7 +17,9 @@ export function drawTree(place, step) {
   const all = arrange(step);
   const depth = Math.max(...all.map((node) => node.depth));
   const rows = Math.max(...all.map((node) => node.row)) + 1;
-  const [width, height] = [depth * STEP.x + BOX.width + 2 * MARGIN, rows * STEP.y + TOP];
+  const column = columnWidth(place.clientWidth, depth + 1);
+  for (const node of all) Object.assign(node, { x: MARGIN + node.depth * column, width: column - GAP });
+  const [width, height] = [(depth + 1) * column - GAP + 2 * MARGIN, rows * ROW + TOP];
   const drawing = svg(
     "svg",
     {
@@ -24,13 +29,18 @@ export function drawTree(place, step) {
       role: "group",
       "aria-label": `Draft with ${step.tokens.length} nodes; arrow keys move between nodes`,
     },
-    ...headings(depth, all),
+    ...headings(depth, all, column),
     ...all.filter((node) => node.above).map(edge),
     ...all.map((node) => box(node, step)),
   );
   drawing.addEventListener("keydown", (event) => move(event, all));
   byId("node-detail").textContent = step.tokens.length ? HINT : "";
   place.replaceChildren(drawing);
+}
+
+/** Columns as wide as there is room for, within bounds; behind those the drawing scrolls. */
+function columnWidth(room, count) {
+  return Math.max(COLUMN.least, Math.min(COLUMN.most, Math.floor((room + GAP - 2 * MARGIN) / count)));
 }
 
 /** Nodes with their places: the root first, the large model's own token last. */
@@ -60,20 +70,19 @@ function hang(node, above) {
   above.children.push(node);
 }
 
-const left = (node) => MARGIN + node.depth * STEP.x;
-const middle = (node) => TOP + node.row * STEP.y + STEP.y / 2;
+const middle = (node) => TOP + node.row * ROW + ROW / 2;
 
-function headings(depth, all) {
+function headings(depth, all, column) {
   const isDrafted = (level) => all.some((node) => node.kind === "drafted" && node.depth === level);
   const names = Array.from({ length: depth + 1 }, (_, level) => {
     return level ? (isDrafted(level) ? `depth ${level}` : "next token") : "text so far";
   });
-  return names.map((name, level) => svg("text", { class: "heading", x: MARGIN + level * STEP.x, y: 13 }, name));
+  return names.map((name, level) => svg("text", { class: "heading", x: MARGIN + level * column, y: 13 }, name));
 }
 
 function edge(node) {
   const { above } = node;
-  const [x1, y1, x2, y2] = [left(above) + BOX.width, middle(above), left(node), middle(node)];
+  const [x1, y1, x2, y2] = [above.x + above.width, middle(above), node.x, middle(node)];
   const bend = (x1 + x2) / 2;
   const kind = node.isKept ? "edge kept" : node.kind === "next" ? "edge next" : "edge";
   return svg("path", { class: kind, d: `M${x1} ${y1}C${bend} ${y1} ${bend} ${y2} ${x2} ${y2}` });
@@ -85,16 +94,23 @@ function describe(node, step) {
   return decisionOf(node, step);
 }
 
+/** The text in a node, and the ratio and verdict at its end. */
+function labels(node) {
+  if (node.kind !== "drafted") return [visibleText(node.text, Math.floor((node.width - 12) / LETTER)), ""];
+  const mark = { true: " \u2713", false: " \u2717" }[node.passes] ?? "";
+  const ratio = signed(node.ratio, node.ratio !== null && Math.abs(node.ratio) >= 10 ? 1 : 2) + mark;
+  const star = node.isWinner ? "\u2605 " : "";
+  const room = Math.floor((node.width - 20 - 7 * ratio.length) / LETTER) - star.length;
+  return [star + visibleText(node.text, room), ratio];
+}
+
 function box(node, step) {
   const kinds = ["node", node.kind, node.isKept && "kept", node.passes === false && "fails", node.passes && "passes"];
-  const [x, y] = [left(node), middle(node) - BOX.height / 2];
+  const { x, width } = node;
+  const y = middle(node) - BOX_HEIGHT / 2;
   const sentence = describe(node, step);
   const tell = () => (byId("node-detail").textContent = sentence);
-  const label =
-    (node.isWinner ? "\u2605 " : "") + visibleText(node.text, node.kind === "drafted" ? (node.isWinner ? 8 : 10) : 15);
-  const ratio =
-    node.kind === "drafted" ? signed(node.ratio, node.ratio !== null && Math.abs(node.ratio) >= 10 ? 1 : 2) : "";
-  const mark = node.passes === true ? "\u2713" : node.passes === false ? "\u2717" : "";
+  const [label, ratio] = labels(node);
   node.element = svg(
     "g",
     {
@@ -105,9 +121,9 @@ function box(node, step) {
       onfocus: tell,
       onpointerenter: tell,
     },
-    svg("rect", { x, y, width: BOX.width, height: BOX.height, rx: 5 }),
+    svg("rect", { x, y, width, height: BOX_HEIGHT, rx: 5 }),
     svg("text", { class: "label", x: x + 8, y: y + 17 }, label),
-    svg("text", { class: "ratio", x: x + BOX.width - 7, y: y + 17, "text-anchor": "end" }, `${ratio} ${mark}`.trim()),
+    svg("text", { class: "ratio", x: x + width - 7, y: y + 17, "text-anchor": "end" }, ratio),
   );
   return node.element;
 }
