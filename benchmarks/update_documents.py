@@ -81,7 +81,7 @@ TABLES = (
 
 
 SPEED = "docs/performance.md"
-SPEED_RECORD = "bench_default_pair.json"
+SPEED_RECORDS = {"speed": "bench_default_pair.json", "speed int8": "bench_default_pair_int8.json"}
 RESULTS = "docs/results.md"
 SERVING = "docs/serving.md"
 LOAD_RECORD = "server_load.json"
@@ -147,18 +147,19 @@ def replay_lines(record: dict[str, Any]) -> str:
     return "\n".join(rows) + f"\n\n{caption}"
 
 
-def speed_lines(record: dict[str, Any]) -> str:
+def speed_lines(name: str, record: dict[str, Any]) -> str:
     """Our methods beside transformers' own, in Markdown."""
     rows = ["| contender | tokens/s (95% interval) | speed | tokens per call | perplexity | prefill, ms |"]
     rows.append("|---|---|---|---|---|---|")
     rows += [f"| {' | '.join(_speed_cells(item))} |" for item in summarize_speed(record, record["setup"]["peers"][0])]
     machine, workloads = record["run"]["machine"], record["setup"]["workloads"]
+    weights = "8-bit weights of target and draft, " if record["models"].get("quantization") == "int8" else ""
     caption = (
         f"{'; '.join(item['label'].capitalize() for item in workloads)}; gamma 3 and width 3 unless told, top-k 10, "
         f"top-p 0.9, {1 + max(item['repeat'] for item in record['samples'])} prompts in turns; "
-        f"{record['models']['dtype']}, {record['threads']} threads on {machine['cores']} cores of an "
+        f"{weights}{record['models']['dtype']}, {record['threads']} threads on {machine['cores']} cores of an "
         f"{machine['processor']} processor, commit {record['run']['commit'][:7]}. "
-        f"Record: [{SPEED_RECORD}](../benchmarks/records/{SPEED_RECORD})."
+        f"Record: [{name}](../benchmarks/records/{name})."
     )
     return "\n".join(rows) + f"\n\n{caption}"
 
@@ -231,7 +232,8 @@ def documents() -> Iterator[tuple[Path, str]]:
         content = lines(table, read_json(RECORDS / table.record))
         texts[table.document] = between(texts[table.document], table.name, content)
     texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
-    texts[SPEED] = between(texts[SPEED], "speed", speed_lines(read_json(RECORDS / SPEED_RECORD)))
+    for marker, name in SPEED_RECORDS.items():
+        texts[SPEED] = between(texts[SPEED], marker, speed_lines(name, read_json(RECORDS / name)))
     for result in result_tables.TABLES:
         records = [read_json(RECORDS / name) for name in result.records]
         texts[RESULTS] = between(texts[RESULTS], result.name, result_tables.result_lines(result, records))

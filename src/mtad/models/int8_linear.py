@@ -92,7 +92,11 @@ class Int8Linear(nn.Module):
         return product
 
     def _plain_product(self, tokens: Tensor) -> Tensor:
-        product: Tensor = torch._weight_int8pack_mm(tokens, self._weights, self._scales)
+        if len(tokens) == 1:
+            product: Tensor = torch._weight_int8pack_mm(tokens, self._weights, self._scales)
+        else:
+            # For more tokens that kernel takes longer than writing the weights out.
+            product = nn.functional.linear(tokens, self._weights.float()).mul_(self._scales)
         return product if self._bias is None else product.add_(self._bias)
 
 

@@ -58,6 +58,20 @@ def test_the_merged_model_equals_the_adapted_one(target: Path, tmp_path: Path) -
     assert load(target, tmp_path / "adapter", "bfloat16").target.model.dtype == torch.bfloat16
 
 
+@torch.inference_mode()
+def test_it_is_merged_before_weights_become_bytes(target: Path, tmp_path: Path) -> None:
+    adapted = save_adapter(tmp_path / "adapter").eval()
+    tokens = torch.tensor([[5, 9, 3, 40]])
+    options = ModelOptions(target=str(target), adapter=str(tmp_path / "adapter"), device="cpu", quantization="int8")
+    runner = load_models(options).target
+    runner.allocate(1, 8)
+    got = runner.score_root(tokens[:, -2], tokens[:, -1])
+    expected = adapted(input_ids=tokens[:, -1:]).logits[:, -1]
+    base = tiny_model("llama", dtype=torch.float32)(input_ids=tokens[:, -1:]).logits[:, -1]
+    # A merge after rounding would leave no linear layer for the adapter to change.
+    assert (got - expected).std() < 0.3 * (base - expected).std()
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

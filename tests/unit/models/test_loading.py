@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from tests.tiny_models import VOCAB_SIZE, tiny_model
@@ -300,7 +299,7 @@ def scored(models: Any, which: str = "target") -> torch.Tensor:
     return torch.tensor(score_sequences(getattr(models, which), sequence)[0].log_probs)
 
 
-@pytest.mark.parametrize("changes", [{}, {"target_shape": "smollm2-135m"}], ids=["as it is", "cost twin"])
+@pytest.mark.parametrize("changes", [{}, {"target_shape": "llama-68m"}], ids=["as it is", "cost twin"])
 def test_eight_bits_are_close_to_full_weights(target: Path, draft: Path, changes: dict[str, str]) -> None:
     plain, int8 = load(target, draft, dtype="float32"), load(target, draft, quantization="int8", **changes)
     assert int8.options.quantization == "int8"
@@ -310,21 +309,6 @@ def test_eight_bits_are_close_to_full_weights(target: Path, draft: Path, changes
         assert not any(type(module) is nn.Linear for module in runner.model.modules())
         difference = (scored(int8, which) - scored(plain, which)).abs()
         assert 0 < difference.max() < 0.5
-
-
-def test_an_adapter_is_merged_before_weights_are_rounded(target: Path, tmp_path: Path) -> None:
-    base = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
-    adapted.save_pretrained(str(tmp_path / "adapter"))
-    options: dict[str, Any] = {"adapter": str(tmp_path / "adapter"), "dtype": "float32"}
-    plain, int8 = load(target, **options), load(target, quantization="int8", **options)
-    without = load(target, quantization="int8", dtype="float32")
-    assert (scored(int8) - scored(plain)).abs().max() < 0.5
-    assert (scored(int8) - scored(without)).abs().max() > 1
 
 
 def test_untested_types_are_probed_before_weights_are_rounded(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

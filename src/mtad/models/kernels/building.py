@@ -24,7 +24,7 @@ def cpu_kernels() -> ctypes.CDLL | None:
     try:
         return load_kernels(cache_root() / "kernels")
     except KernelBuildError as error:
-        print(f"mtad: int8 weights run on torch's own slower kernels: {error}", file=sys.stderr, flush=True)
+        print(f"mtad: int8 weights are slower than full ones here: {error}", file=sys.stderr, flush=True)
         return None
 
 
