@@ -11,6 +11,7 @@ from typing import Any
 
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
+from mtad.results.server_load import LoadSummary, summarize_load
 from mtad.results.speed import SpeedSummary, summarize_speed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +81,7 @@ TABLES = (
 SPEED = "docs/performance.md"
 SPEED_RECORD = "bench_default_pair.json"
 SERVING = "docs/serving.md"
+LOAD_RECORD = "server_load.json"
 FAULTS_RECORD = "server_faults.json"
 REPLAYS = "docs/traces.md"
 REPLAY_RECORD = "replay_distance.json"
@@ -170,6 +172,39 @@ def _speed_cells(item: SpeedSummary) -> tuple[str, ...]:
     )
 
 
+def load_lines(record: dict[str, Any]) -> str:
+    """Load on a server, in Markdown."""
+    rows = ["| load | lost | tokens/s | speed | first token, ms (p50 / p90 / p99) | between tokens, ms | rows a step |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    rows += [f"| {' | '.join(_load_cells(item))} |" for item in summarize_load(record)]
+    machine, load = record["run"]["machine"], record["samples"][0]["load"]
+    counts = ", ".join(str(item["load"]["num_requests"]) for item in record["samples"])
+    fields = ", ".join(f"{name} {value}" for name, value in record["fields"].items()) or "the server's own settings"
+    caption = (
+        f"{counts} chats of {load['new_tokens']} new tokens at temperature {load['temperature']:g}, {fields}; "
+        f"model {record['model']} on {machine['cores']} cores of an {machine['processor']} processor, client "
+        f"and server on the same cores, commit {record['run']['commit'][:7]}. "
+        f"Record: [{LOAD_RECORD}](../benchmarks/records/{LOAD_RECORD})."
+    )
+    return "\n".join(rows) + f"\n\n{caption}"
+
+
+def _load_cells(item: LoadSummary) -> tuple[str, ...]:
+    return (
+        item.label,
+        f"{item.num_lost} of {item.num_requests}",
+        f"{item.tokens_per_s:.1f}",
+        "" if item.ratio is None else f"{item.ratio:.2f}x",
+        _percentiles(item.first_token_ms),
+        _percentiles(item.inter_token_ms),
+        "" if item.rows_per_step is None else f"{item.rows_per_step:.1f}",
+    )
+
+
+def _percentiles(values: tuple[float, ...] | None) -> str:
+    return "" if values is None else " / ".join(f"{value:.0f}" for value in values)
+
+
 def fault_lines(record: dict[str, Any]) -> str:
     """Faults that a server stood, in Markdown."""
     rows = ["| fault | expected | got | server's memory, MB |", "|---|---|---|---|"]
@@ -194,7 +229,11 @@ def documents() -> Iterator[tuple[Path, str]]:
         texts[table.document] = between(texts[table.document], table.name, content)
     texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
     texts[SPEED] = between(texts[SPEED], "speed", speed_lines(read_json(RECORDS / SPEED_RECORD)))
-    texts[SERVING] = between(texts[SERVING], "server faults", fault_lines(read_json(RECORDS / FAULTS_RECORD)))
+    for table, make, record in (
+        ("server load", load_lines, LOAD_RECORD),
+        ("server faults", fault_lines, FAULTS_RECORD),
+    ):
+        texts[SERVING] = between(texts[SERVING], table, make(read_json(RECORDS / record)))
     for name, text in texts.items():
         yield ROOT / name, text
 
