@@ -13,6 +13,7 @@ import result_tables
 
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
+from mtad.results.server_load import LoadSummary, summarize_load
 from mtad.results.speed import SpeedSummary, summarize_speed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,7 @@ SPEED = "docs/performance.md"
 SPEED_RECORDS = {"speed": "bench_default_pair.json", "speed int8": "bench_default_pair_int8.json"}
 RESULTS = "docs/results.md"
 SERVING = "docs/serving.md"
+LOAD_RECORD = "server_load.json"
 FAULTS_RECORD = "server_faults.json"
 REPLAYS = "docs/traces.md"
 REPLAY_RECORD = "replay_distance.json"
@@ -174,6 +176,39 @@ def _speed_cells(item: SpeedSummary) -> tuple[str, ...]:
     )
 
 
+def load_lines(record: dict[str, Any]) -> str:
+    """Load on a server, in Markdown."""
+    rows = ["| load | lost | tokens/s | speed | first token, ms (p50 / p90 / p99) | between tokens, ms | rows a step |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    rows += [f"| {' | '.join(_load_cells(item))} |" for item in summarize_load(record)]
+    machine, load = record["run"]["machine"], record["samples"][0]["load"]
+    counts = ", ".join(str(item["load"]["num_requests"]) for item in record["samples"])
+    fields = ", ".join(f"{name} {value}" for name, value in record["fields"].items()) or "the server's own settings"
+    caption = (
+        f"{counts} chats of {load['new_tokens']} new tokens at temperature {load['temperature']:g}, {fields}; "
+        f"model {record['model']} on {machine['cores']} cores of an {machine['processor']} processor, client "
+        f"and server on the same cores, commit {record['run']['commit'][:7]}. "
+        f"Record: [{LOAD_RECORD}](../benchmarks/records/{LOAD_RECORD})."
+    )
+    return "\n".join(rows) + f"\n\n{caption}"
+
+
+def _load_cells(item: LoadSummary) -> tuple[str, ...]:
+    return (
+        item.label,
+        f"{item.num_lost} of {item.num_requests}",
+        f"{item.tokens_per_s:.1f}",
+        "" if item.ratio is None else f"{item.ratio:.2f}x",
+        _percentiles(item.first_token_ms),
+        _percentiles(item.inter_token_ms),
+        "" if item.rows_per_step is None else f"{item.rows_per_step:.1f}",
+    )
+
+
+def _percentiles(values: tuple[float, ...] | None) -> str:
+    return "" if values is None else " / ".join(f"{value:.0f}" for value in values)
+
+
 def fault_lines(record: dict[str, Any]) -> str:
     """Faults that a server stood, in Markdown."""
     rows = ["| fault | expected | got | server's memory, MB |", "|---|---|---|---|"]
@@ -207,7 +242,11 @@ def documents() -> Iterator[tuple[Path, str]]:
         for name in (result_tables.SPEED, result_tables.ACCEPTANCE, result_tables.SPIDER)
     }
     texts[RESULTS] = between(texts[RESULTS], "paper", result_tables.paper_lines(claims))
-    texts[SERVING] = between(texts[SERVING], "server faults", fault_lines(read_json(RECORDS / FAULTS_RECORD)))
+    for name, make, record in (
+        ("server load", load_lines, LOAD_RECORD),
+        ("server faults", fault_lines, FAULTS_RECORD),
+    ):
+        texts[SERVING] = between(texts[SERVING], name, make(read_json(RECORDS / record)))
     for name, text in texts.items():
         yield ROOT / name, text
 
