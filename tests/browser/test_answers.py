@@ -65,10 +65,10 @@ def test_the_stop_button_stops_too(open_page: OpenPage, running: Running) -> Non
 def test_two_methods_run_at_once_with_one_seed(open_page: OpenPage) -> None:
     page = open_page()
     page.check("#compare")
-    run(page, max_new_tokens=40, seed="", second_method="autoregressive")
+    run(page, max_new_tokens=20, seed="", second_method="autoregressive")
     expect(page.locator(".answer")).to_have_count(2)
     calls = [int(figure(page, "target_calls", column)) for column in range(2)]
-    assert calls[0] < calls[1] == 40
+    assert calls[0] < calls[1] == 20
     assert figure(page, "target_calls", 2) == f"{calls[0] / calls[1]:.2f}\u00d7"
     assert [figure(page, "law", column) for column in range(2)] == ["changed (lossy)", "kept (lossless)"]
     assert figure(page, "seed", 0) == figure(page, "seed", 1) != ""
@@ -81,7 +81,7 @@ def test_two_methods_run_at_once_with_one_seed(open_page: OpenPage) -> None:
 def test_one_method_at_two_thresholds(open_page: OpenPage) -> None:
     page = open_page()
     page.check("#compare")
-    run(page, threshold=1, second_method="mmtad", second_threshold=0.001, max_new_tokens=40)
+    run(page, threshold=1, second_method="mmtad", second_threshold=0.001, max_new_tokens=20)
     strict, loose = (float(figure(page, "tokens_per_call", column)) for column in range(2))
     assert strict < loose
 
