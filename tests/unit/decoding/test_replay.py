@@ -165,9 +165,10 @@ def test_a_real_cache_and_attention_leave_a_trace_that_replays(tmp_path: Path, t
             method=method,
             temperature=temperature,
             max_new_tokens=20,
+            seed=0,
         )
         trace = TraceReader(tmp_path / method)
-        settings = GenerationOptions(method=method, temperature=temperature, max_new_tokens=20)
+        settings = GenerationOptions(method=method, temperature=temperature, max_new_tokens=20, seed=0)
         assert trace.facts.config == json.loads(json.dumps(engine.settings_record(settings)))
         check_figures(replay_trace(trace, [Judge(rule=trace.facts.verifier)]), results)
 
