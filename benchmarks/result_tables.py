@@ -89,7 +89,7 @@ TABLES = (
     ResultTable("spider", ("results_spider.json", "results_spider_seeds.json"), (CONTENDER, *SCORE, *DECODING)),
     ResultTable("quality", ("results_quality.json",), (TASK, CONTENDER, *SCORE, *DECODING)),
     ResultTable("dial", ("results_threshold.json",), (TASK, CONTENDER, *SCORE[:1], *DECODING)),
-    ResultTable("dial of the text-to-SQL pair", ("results_threshold_spider.json",), (CONTENDER, *SCORE[:1], *DECODING)),
+    ResultTable("dial of the text-to-SQL pair", ("results_threshold_sql.json",), (CONTENDER, *SCORE[:1], *DECODING)),
     ResultTable("auxiliary size", ("results_auxiliary_size.json",), (CONTENDER, *DECODING)),
     ResultTable("approximation", ("results_approximation.json",), SHARES, rows="shares"),
 )

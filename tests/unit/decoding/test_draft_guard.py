@@ -382,8 +382,7 @@ def test_rows_come_and_go_while_the_draft_does(way: dict[str, Any], seed: int) -
     shared = [int(token) for token in chance.integers(VOCAB, size=20)]
     for ticket in range(9):
         prompt = [*shared, *(int(token) for token in chance.integers(VOCAB, size=int(chance.integers(1, 6))))]
-        guard = "on" if ticket % 4 else "off"
-        options = GenerationOptions(guard=guard, **way)
+        options = GenerationOptions(guard="on" if ticket % 4 else "off", **way)
         rolling.submit(_request(ticket, prompt, int(chance.integers(10, 50))), options, config={})
         for _ in range(int(chance.integers(12))):
             results.update({piece.row: piece.result for piece in rolling.step() if piece.result})
