@@ -68,8 +68,8 @@ DECODING = (
     Column("tokens/answer", lambda row: f"{row['decoding']['tokens_per_answer']:.0f}"),
     Column("cut", lambda row: f"{row['decoding']['cut_share']:.0%}"),
     Column("diversity", _diversity),
-    Column("speed", lambda row: interval(row["decoding"]["speed_ratio"], ".2f")),
 )
+BATCH_SPEED = Column("speed in batches", lambda row: interval(row["decoding"]["speed_ratio"], ".2f"))
 SCORE = (
     Column("score", lambda row: interval(row["score"], ".3f")),
     Column("change", lambda row: interval(row["score_change"], "+.3f")),
@@ -86,10 +86,10 @@ SHARES = (
     Column("smallest P/Q kept", lambda row: "" if row["smallest_ratio"] is None else f"{row['smallest_ratio']:.3g}"),
 )
 TABLES = (
-    ResultTable("spider", ("results_spider.json", "results_spider_seeds.json"), (CONTENDER, *SCORE, *DECODING)),
-    ResultTable("quality", ("results_quality.json",), (TASK, CONTENDER, *SCORE, *DECODING)),
+    ResultTable(
+        "spider", ("results_spider.json", "results_spider_seeds.json"), (CONTENDER, *SCORE, *DECODING, BATCH_SPEED)
+    ),
     ResultTable("dial", ("results_threshold.json",), (TASK, CONTENDER, *SCORE[:1], *DECODING)),
-    ResultTable("dial of the text-to-SQL pair", ("results_threshold_sql.json",), (CONTENDER, *SCORE[:1], *DECODING)),
     ResultTable("auxiliary size", ("results_auxiliary_size.json",), (CONTENDER, *DECODING)),
     ResultTable("approximation", ("results_approximation.json",), SHARES, rows="shares"),
 )
@@ -142,9 +142,10 @@ def _caption(record: Record, name: str) -> str:
     settings = next(iter(record["contenders"].values()))["settings"]
     length = record["workload"]["max_new_tokens"]
     limit = "" if length is None else f"at most {length} new tokens, "
+    weights = "8-bit weights, " if models.get("quantization") == "int8" else ""
     return (
         f"Gamma {settings['gamma']} and width {settings['beam_width']} unless told, temperature "
         f"{settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}, {limit}batches of "
-        f"{record['workload']['batch_size']}, {models['dtype']}, {run['machine']['processor']}, commit "
+        f"{record['workload']['batch_size']}, {weights}{models['dtype']}, {run['machine']['processor']}, commit "
         f"{run['commit'][:7]}: `{run['command']}`. Record: [{name}](../benchmarks/records/{name})."
     )

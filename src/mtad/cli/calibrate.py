@@ -154,6 +154,7 @@ def _write(options: argparse.Namespace, choice: "Choice", budget: "Budget", task
         "adapter": choice.models["adapter"],
         "batch_size": options.batch_size,
         "dtype": choice.models["dtype"],
+        "quantization": choice.models["quantization"],
         "processor": run_facts["machine"]["processor"],
         "command": run_facts["command"],
         "commit": run_facts["commit"],

@@ -35,6 +35,7 @@ def test_a_profile_is_written_and_used(command: RunCommand, data: Path, tmp_path
     found = tomllib.loads(profile.read_text())
     assert found["measured"]["budget"] == budget
     assert found["measured"]["items"] == ["wikitext: 8"]
+    assert found["measured"]["quantization"] == "none"
     is_joint = found["settings"]["method"] in ("mmtad", "mtad") and "verifier" not in found["settings"]
     assert not (budget == "lossless" and is_joint)
     guesses = json.loads((tmp_path / "run/calibration.json").read_text())["guesses"]
