@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format clean
+.PHONY: help venv demo test browser check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,8 +23,12 @@ demo: $(STAMP)  ## Generate a short answer with the default pair
 	$(BIN)/mtad generate "Explain why the sky is blue." --seed 1
 
 test: export HF_HUB_OFFLINE = 1
-test: $(STAMP)  ## Run every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu" -n auto --maxprocesses 4 --dist loadfile
+test: $(STAMP)  ## Run every test that needs no GPU and no browser
+	$(BIN)/python -m pytest -m "not gpu and not browser" -n auto --maxprocesses 4 --dist loadfile
+
+browser: export HF_HUB_OFFLINE = 1
+browser: $(STAMP)  ## Run the tests of the playground, which need Chromium
+	$(BIN)/python -m pytest -m browser tests/browser
 
 check: $(STAMP)  ## Check format, lint, types and the walls between the rooms
 	$(BIN)/ruff format --check
