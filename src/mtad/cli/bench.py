@@ -147,13 +147,14 @@ def run(options: argparse.Namespace) -> int:
         for temperature in options.temperatures
     ]
 
-    from mtad.bench.speed import build_runners, open_speed_record
+    from mtad.bench.speed import build_runners, continue_speed_record, open_speed_record
+    from mtad.results.files import begin_record
 
     runners = build_runners(engine, contenders, peers, generation, weights)
     setup = {"workloads": [asdict(item) | {"label": item.label} for item in workloads]}
     record = open_speed_record(engine, contenders, peers, **setup)
     if options.record is not None:
-        record = _begin(options.record, record)
+        record = begin_record(options.record, record, continue_speed_record)
     status = _measure(engine, runners, workloads, record, options)
     if options.peak_memory and status == 0:
         record["peak_memory"] = measure_memory(options, models, generation, new_tokens)
@@ -183,16 +184,6 @@ def _check(options: argparse.Namespace) -> None:
         if name in vars(options):
             flag = {"temperature": "--temperatures", "max_new_tokens": "--new-tokens"}.get(name, "--rules")
             raise ConfigError(f"bench takes no --{name.replace('_', '-')}; use {flag} instead")
-
-
-def _begin(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The record that lies there, to go on with, else the fresh one; written at once, so that the file is writable."""
-    from mtad.bench.speed import continue_speed_record
-    from mtad.results.files import read_json, write_json
-
-    record = continue_speed_record(read_json(path), fresh) if path.exists() else fresh
-    write_json(path, record)
-    return record
 
 
 def _measure(

@@ -135,9 +135,17 @@ def measure_energy(
     generation = generation.for_measurement()
 
     from mtad.api.contenders import parse_contenders
-    from mtad.bench.energy import EnergyPlan, EnergyWorkload, open_energy_record, split_contenders, synchronizer
+    from mtad.bench.energy import (
+        EnergyPlan,
+        EnergyWorkload,
+        continue_energy_record,
+        open_energy_record,
+        split_contenders,
+        synchronizer,
+    )
     from mtad.decoding import needs_draft_model
     from mtad.energy import open_meter
+    from mtad.results.files import begin_record
 
     contenders, skipped = split_contenders(parse_contenders(options.rules, generation))
     plan = EnergyPlan(
@@ -159,7 +167,7 @@ def measure_energy(
         meter.synchronize = synchronizer(engine)
         record = open_energy_record(engine, plan, meter, skipped) | facts
         if options.record is not None:
-            record = _begin(options.record, record)
+            record = begin_record(options.record, record, continue_energy_record)
         return _measure(engine, plan, meter, record, options)
     finally:
         meter.close()
@@ -183,16 +191,6 @@ def check_flags(options: argparse.Namespace) -> None:
         if name in vars(options):
             flag = "--new-tokens" if name == "max_new_tokens" else "--rules"
             raise ConfigError(f"energy takes no --{name.replace('_', '-')}; use {flag} instead")
-
-
-def _begin(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The record that lies there, to go on with, else the fresh one; written at once, so that the file is writable."""
-    from mtad.bench.energy import continue_energy_record
-    from mtad.results.files import read_json, write_json
-
-    record = continue_energy_record(read_json(path), fresh) if path.exists() else fresh
-    write_json(path, record)
-    return record
 
 
 def _measure(

@@ -1,6 +1,7 @@
 """JSON files that a kill cannot leave half written."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"record {path} holds no JSON object; name another file")
     return document
+
+
+def begin_record(
+    path: Path, fresh: dict[str, Any], go_on: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The record that lies there, to go on with, else the fresh one; written at once, so that the file is writable.
+
+    Args:
+        path: Where the record is, or will be.
+        fresh: The record of a run that begins.
+        go_on: Gives the record to go on with for the found one and the fresh one, or refuses the found one.
+    """
+    record = go_on(read_json(path), fresh) if path.exists() else fresh
+    write_json(path, record)
+    return record
