@@ -70,7 +70,8 @@ def test_cuda_gives_the_tokens_of_the_cpu(changes: dict[str, Any], temperature: 
     on_cuda = _decode(options, temperature, "cuda")
     assert [result.token_ids for result in on_cuda] == [result.token_ids for result in on_cpu]
     for cuda_result, cpu_result in zip(on_cuda, on_cpu, strict=True):
-        assert cuda_result.log_probs == pytest.approx(cpu_result.log_probs, abs=1e-9)
+        # Rotations are made in float32 whatever the weights are, and the devices' cosines differ by its rounding.
+        assert cuda_result.log_probs == pytest.approx(cpu_result.log_probs, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -100,7 +100,8 @@ def test_captured_phases_are_those_of_the_cpu(engine: Engine, method: str) -> No
         drafted, scored = phases.draft(), phases.score()
     for tokens, logits in found:
         assert torch.equal(tokens, drafted)
-        torch.testing.assert_close(logits, scored, rtol=1e-6, atol=1e-6)
+        # Rotations are made in float32, and the devices' cosines differ by its rounding.
+        torch.testing.assert_close(logits, scored, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_has_joules_for_every_contender_and_phase(meter: EnergyMeter, engine: Engine) -> None:
