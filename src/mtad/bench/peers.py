@@ -17,8 +17,9 @@ from mtad.api.traffic import call_traffic
 from mtad.bench.workloads import SpeedWorkload
 
 TRANSFORMERS_ASSISTED = "transformers_assisted"
+TRANSFORMERS_STATIC = "transformers_static"
 LLAMA_CPP = "llama_cpp"
-PEER_NAMES = ("transformers", TRANSFORMERS_ASSISTED, LLAMA_CPP)
+PEER_NAMES = ("transformers", TRANSFORMERS_STATIC, TRANSFORMERS_ASSISTED, LLAMA_CPP)
 _NO_TOKEN = -1
 
 
@@ -56,12 +57,23 @@ class TransformersPeer:
         gamma: Tokens that the draft proposes at a time.
         top_k: Most likely tokens kept, 0 keeps all.
         top_p: Nucleus mass kept.
+        has_static_cache: Decode over a cache of fixed size, with a model that transformers compiles on CUDA devices.
     """
 
-    def __init__(self, target: Any, assistant: Any | None, gamma: int, *, top_k: int, top_p: float) -> None:
+    def __init__(
+        self,
+        target: Any,
+        assistant: Any | None,
+        gamma: int,
+        *,
+        top_k: int,
+        top_p: float,
+        has_static_cache: bool = False,
+    ) -> None:
         self.target = target
         self.assistant = assistant
         self._filters = (top_k, top_p)
+        self._has_static_cache = has_static_cache
         self._traffic = call_traffic(target)
         if assistant is not None:
             settings = assistant.generation_config
@@ -79,7 +91,10 @@ class TransformersPeer:
         """Decode one batch; torch's own generator is seeded for it and put back afterwards."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return self._measure(prompts, sampling_settings(workload, *self._filters))
+            settings = sampling_settings(workload, *self._filters)
+            if self._has_static_cache:
+                settings.cache_implementation = "static"
+            return self._measure(prompts, settings)
 
     @torch.inference_mode()
     def score(self, prompts: list[list[int]], answers: list[list[int]]) -> float:

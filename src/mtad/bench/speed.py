@@ -13,7 +13,13 @@ from mtad.api.contenders import Contender
 from mtad.bench.bandwidth import measure_bandwidth
 from mtad.bench.llama_cpp import LlamaCppPeer
 from mtad.bench.llama_cpp_server import IsolatedServer
-from mtad.bench.peers import LLAMA_CPP, TRANSFORMERS_ASSISTED, SpeedSample, TransformersPeer
+from mtad.bench.peers import (
+    LLAMA_CPP,
+    TRANSFORMERS_ASSISTED,
+    TRANSFORMERS_STATIC,
+    SpeedSample,
+    TransformersPeer,
+)
 from mtad.bench.workloads import SpeedWorkload, build_prompts
 from mtad.config import GenerationOptions
 from mtad.decoding import needs_draft_model
@@ -101,21 +107,24 @@ def build_runners(
     if peers:
         target, draft = engine.load_stock_models()
         resolved = engine.resolve(base)
-        assert resolved.top_k is not None
-        assert resolved.top_p is not None
-        plain = TransformersPeer(target, None, base.gamma, top_k=resolved.top_k, top_p=resolved.top_p)
+        top_k, top_p = resolved.top_k, resolved.top_p
+        assert top_k is not None
+        assert top_p is not None
+        plain = TransformersPeer(target, None, base.gamma, top_k=top_k, top_p=top_p)
         for name in dict.fromkeys(peers):
             if name == LLAMA_CPP:
                 assert weights is not None
-                filters = {"top_k": resolved.top_k, "top_p": resolved.top_p}
                 server = IsolatedServer(weights, torch.get_num_threads())
-                runners[name] = LlamaCppPeer(server, weights, plain.score, **filters)  # type: ignore[arg-type]
+                runners[name] = LlamaCppPeer(server, weights, plain.score, top_k=top_k, top_p=top_p)
                 continue
             is_assisted = name == TRANSFORMERS_ASSISTED
             if is_assisted and draft is None:
                 raise ConfigError(f"{name} needs a draft with the target's vocabulary; name one with --draft")
             assistant = draft if is_assisted else None
-            runners[name] = TransformersPeer(target, assistant, base.gamma, top_k=resolved.top_k, top_p=resolved.top_p)
+            is_static = name == TRANSFORMERS_STATIC
+            runners[name] = TransformersPeer(
+                target, assistant, base.gamma, top_k=top_k, top_p=top_p, has_static_cache=is_static
+            )
     return runners | {item.label: EngineRunner(engine, item.options) for item in contenders}
 
 

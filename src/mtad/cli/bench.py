@@ -40,8 +40,9 @@ EXAMPLES = """examples:
   mtad bench --server http://127.0.0.1:8000 --rates 0.5 1 2 --threshold 0.9
 
 A contender is a rule, a rule with a drafter, or a method, as in mtad compare, or
-transformers (its generate), transformers_assisted (with the same draft), or llama_cpp
-(llama.cpp on the same target as a GGUF file; needs mtad[bench]).
+transformers (its generate), transformers_static (over a static cache, compiled on CUDA
+devices), transformers_assisted (with the same draft), or llama_cpp (llama.cpp on the same
+target as a GGUF file; needs mtad[bench]).
 
 prefill       milliseconds until decoding begins, the median
 tokens/s      decoded tokens by seconds of decoding, the median (95% interval)

@@ -24,19 +24,22 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_contender_has_a_line_in_every_workload(command: RunCommand, stock: None) -> None:
-    words = ("transformers", "transformers_assisted", "autoregressive", "mmtad")
+    words = ("transformers", "transformers_static", "transformers_assisted", "autoregressive", "mmtad")
     outcome = command("bench", "--rules", *words, "--temperatures", "0", "1", *SHORT)
     assert outcome.status == 0, outcome.err
     tables = [line.split()[0] for line in outcome.out.splitlines()]
     assert tables == ["short", "contender", *words] * 2
 
 
-def test_the_same_greedy_text_is_as_likely_by_either_account(command: RunCommand, engine: Engine, stock: None) -> None:
-    outcome = command("bench", "--rules", "transformers", "autoregressive", "--temperatures", "0", "--json", *SHORT)
+@pytest.mark.parametrize("name", ["transformers", "transformers_static"])
+def test_the_same_greedy_text_is_as_likely_by_either_account(
+    command: RunCommand, engine: Engine, stock: None, name: str
+) -> None:
+    outcome = command("bench", "--rules", name, "autoregressive", "--temperatures", "0", "--json", *SHORT)
     assert outcome.status == 0, outcome.err
     document = json.loads(outcome.out)
     peer, own = document["rows"]
-    assert document["baseline"] == "transformers"
+    assert document["baseline"] == name
     assert peer["perplexity"] == pytest.approx(own["perplexity"], rel=1e-6)
     assert (peer["tokens_per_call"], own["tokens_per_call"]) == (1, 1)
     assert own["num_samples"] == 2
