@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtad.results.comparison import summarize
+from mtad.results.provenance import machine_name
 from mtad.results.speed import summarize_speed
 
 Record = dict[str, Any]
@@ -146,6 +147,6 @@ def _caption(record: Record, name: str) -> str:
     return (
         f"Gamma {settings['gamma']} and width {settings['beam_width']} unless told, temperature "
         f"{settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}, {limit}batches of "
-        f"{record['workload']['batch_size']}, {weights}{models['dtype']}, {run['machine']['processor']}, commit "
+        f"{record['workload']['batch_size']}, {weights}{models['dtype']}, {machine_name(run)}, commit "
         f"{run['commit'][:7]}: `{run['command']}`. Record: [{name}](../benchmarks/records/{name})."
     )

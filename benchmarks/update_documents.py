@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import result_tables
+from speed_tables import speed_lines
 
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
+from mtad.results.provenance import machine_name
 from mtad.results.server_load import LoadSummary, summarize_load
-from mtad.results.speed import SpeedSummary, summarize_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -113,7 +114,7 @@ def _caption(table: Table, record: dict[str, Any]) -> str:
         f"{settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}, "
         f"{workload['num_prompts']} prompts, {seeds} seed{'s' if seeds > 1 else ''}, at most "
         f"{settings['max_new_tokens']} new tokens, batches of {workload['batch_size']}; {record['models']['dtype']} on "
-        f"{run['machine']['cores']} cores of an {run['machine']['processor']} processor. Perplexities are of the "
+        f"{run['machine']['cores']} cores of an {machine_name(run)} processor. Perplexities are of the "
         f"emitted tokens under the target alone. Record: [{table.record}]({link})."
     )
 
@@ -145,35 +146,6 @@ def replay_lines(record: dict[str, Any]) -> str:
         f"Record: [{REPLAY_RECORD}](../benchmarks/records/{REPLAY_RECORD})."
     )
     return "\n".join(rows) + f"\n\n{caption}"
-
-
-def speed_lines(name: str, record: dict[str, Any]) -> str:
-    """Our methods beside transformers' own, in Markdown."""
-    rows = ["| contender | tokens/s (95% interval) | speed | tokens per call | perplexity | prefill, ms |"]
-    rows.append("|---|---|---|---|---|---|")
-    rows += [f"| {' | '.join(_speed_cells(item))} |" for item in summarize_speed(record, record["setup"]["peers"][0])]
-    machine, workloads = record["run"]["machine"], record["setup"]["workloads"]
-    weights = "8-bit weights of target and draft, " if record["models"].get("quantization") == "int8" else ""
-    caption = (
-        f"{'; '.join(item['label'].capitalize() for item in workloads)}; gamma 3 and width 3 unless told, top-k 10, "
-        f"top-p 0.9, {1 + max(item['repeat'] for item in record['samples'])} prompts in turns; "
-        f"{weights}{record['models']['dtype']}, {record['threads']} threads on {machine['cores']} cores of an "
-        f"{machine['processor']} processor, commit {record['run']['commit'][:7]}. "
-        f"Record: [{name}](../benchmarks/records/{name})."
-    )
-    return "\n".join(rows) + f"\n\n{caption}"
-
-
-def _speed_cells(item: SpeedSummary) -> tuple[str, ...]:
-    speed, ratio = item.tokens_per_s, item.ratio
-    return (
-        f"`{item.label}`",
-        f"{speed.value:.1f} ({speed.low:.1f} to {speed.high:.1f})",
-        "" if ratio is None else f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})",
-        "" if item.tokens_per_call is None else f"{item.tokens_per_call:.2f}",
-        f"{item.perplexity:.2f}",
-        f"{item.prefill_ms:.0f}",
-    )
 
 
 def load_lines(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtad.report.loading import Record
+from mtad.results.provenance import machine_name
 
 _NUM_EXAMPLES = 2
 _EXAMPLE_CHARACTERS = 900
@@ -66,7 +67,7 @@ def render_provenance(record: Record) -> str:
     facts = {
         "command": run["command"],
         "commit": f"{run['commit']}{' (with local changes)' if run['is_dirty'] else ''}",
-        "machine": f"{run['machine']['processor']}, {run['machine']['cores']} cores, {run['machine']['system']}",
+        "machine": f"{machine_name(run)}, {run['machine']['cores']} cores, {run['machine']['system']}",
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
         "models": ", ".join(f"{name} {value}" for name, value in record.document.get("models", {}).items() if value),
     }

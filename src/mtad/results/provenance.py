@@ -22,7 +22,12 @@ def describe_run() -> dict[str, Any]:
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "commit": commit,
         "is_dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "machine": {"processor": _processor(), "cores": _num_cores(), "system": platform.platform()},
+        "machine": {
+            "processor": _processor(),
+            "cores": _num_cores(),
+            "accelerators": _accelerators(),
+            "system": platform.platform(),
+        },
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
 
@@ -48,6 +53,23 @@ def _processor() -> str:
         if names:
             return names[0]
     return platform.processor()
+
+
+def _accelerators() -> list[str]:
+    """Names of the CUDA devices, where this process uses any; torch is asked only where it has been loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def machine_name(run: dict[str, Any]) -> str:
+    """What the figures of a run depend on most: its CUDA devices, else its processor; one kind is said once."""
+    machine = run["machine"]
+    found: list[str] = machine.get("accelerators") or []
+    kinds = dict.fromkeys(found)
+    names = [name if found.count(name) == 1 else f"{found.count(name)} x {name}" for name in kinds]
+    return ", ".join(names) or str(machine["processor"])
 
 
 def _num_cores() -> int | None:

@@ -1,0 +1,66 @@
+"""Tables of speed records: ours beside peers, on CPUs and CUDA devices."""
+
+from typing import Any
+
+from mtad.results.provenance import machine_name
+from mtad.results.speed import SpeedSummary, summarize_speed
+
+OURS = "speculative"
+"""The contender of ours that others are compared with where there is an accelerator."""
+
+
+def speed_lines(name: str, record: dict[str, Any]) -> str:
+    """Our methods beside transformers' own, in Markdown."""
+    has_accelerator = bool(record["run"]["machine"].get("accelerators"))
+    headings = ["contender", "tokens/s (95% interval)", "speed", "tokens per call", "perplexity", "prefill, ms"]
+    cells = [_cells(item) for item in summarize_speed(record, record["setup"]["peers"][0])]
+    if has_accelerator:
+        headings += [f"against `{OURS}`", "floor"]
+        for line, item in zip(cells, summarize_speed(record, OURS), strict=True):
+            line += [_ratio(item), "" if item.floor_share is None else f"{item.floor_share:.0%}"]
+    if len(record["setup"]["workloads"]) > 1:
+        headings.insert(0, "batch")
+        for line, item in zip(cells, summarize_speed(record, None), strict=True):
+            line.insert(0, str(record["setup"]["workloads"][item.workload]["batch_size"]))
+    rows = [headings, ["---"] * len(headings), *cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{_caption(name, record)}"
+
+
+def _caption(name: str, record: dict[str, Any]) -> str:
+    run, workloads = record["run"], record["setup"]["workloads"]
+    settings = next(iter(record["setup"]["contenders"].values()))
+    weights = "8-bit weights of target and draft, " if record["models"].get("quantization") == "int8" else ""
+    threads = f"{record['threads']} threads on {run['machine']['cores']} cores of an {machine_name(run)} processor"
+    machine = f"one {machine_name(run)}" if run["machine"].get("accelerators") else threads
+    labels = "; ".join(item["label"] for item in workloads)
+    return (
+        f"{labels[0].upper()}{labels[1:]}; {_twins(record['models'])}gamma {settings['gamma']} and width "
+        f"{settings['beam_width']} unless told, top-k 10, "
+        f"top-p 0.9, {1 + max(item['repeat'] for item in record['samples'])} prompts in turns; "
+        f"{weights}{record['models']['dtype']}, {machine}, commit {run['commit'][:7]}. "
+        f"Record: [{name}](../benchmarks/records/{name})."
+    )
+
+
+def _twins(models: dict[str, Any]) -> str:
+    target, draft = models.get("target_shape"), models.get("draft_shape")
+    if not target and not draft:
+        return ""
+    return f"**cost twins** of the default pair in the sizes of {target} and {draft}, not those models; "
+
+
+def _cells(item: SpeedSummary) -> list[str]:
+    speed = item.tokens_per_s
+    return [
+        f"`{item.label}`",
+        f"{speed.value:.1f} ({speed.low:.1f} to {speed.high:.1f})",
+        _ratio(item),
+        "" if item.tokens_per_call is None else f"{item.tokens_per_call:.2f}",
+        f"{item.perplexity:.2f}",
+        f"{item.prefill_ms:.0f}",
+    ]
+
+
+def _ratio(item: SpeedSummary) -> str:
+    ratio = item.ratio
+    return "" if ratio is None else f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
