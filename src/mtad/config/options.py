@@ -52,6 +52,9 @@ class ModelOptions:
         "weights of the linear layers: as dtype says, or 8-bit on the CPU, a little less exact",
         choices=("none", "int8"),
     )
+    fused: Literal["auto", "off"] = setting(
+        str, "auto", "whole layers in few kernels where these do what the modules do, or never", choices=("auto", "off")
+    )
     threads: int | None = setting(
         int,
         None,

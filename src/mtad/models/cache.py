@@ -25,8 +25,12 @@ class SlotCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Allocate zeros shaped after the first states, `[batch, key_heads, tokens, head_dim]`."""
         heads, slots = key_states.shape[1], self._cache.num_slots
         batch = self._cache.total_rows
-        self.keys = _zeros(key_states, (batch, heads, slots, key_states.shape[-1]))
-        self.values = _zeros(value_states, (batch, heads, slots, value_states.shape[-1]))
+        keys = _zeros(key_states, (batch, heads, slots, key_states.shape[-1]))
+        self.hold(keys, _zeros(value_states, (batch, heads, slots, value_states.shape[-1])))
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Keep these as the contents, each `[rows, key_heads, slots, head_dim]`."""
+        self.keys, self.values = keys, values
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -72,6 +76,8 @@ class SlotCache(Cache):
         total_rows: Rows that there are.
         num_rows: Rows in use: what a model's call reads and writes.
         first_row: The first of them.
+        stack: Keys and values of all layers in one piece, `[layers, 2, rows, key_heads, slots, head_dim]`, after
+            `stack_layers`; the layers' contents are views of it.
     """
 
     def __init__(self, num_layers: int, batch_size: int, num_slots: int) -> None:
@@ -81,7 +87,27 @@ class SlotCache(Cache):
         self.num_slots = num_slots
         self.first_row = 0
         self.num_readable = 0
+        self.stack: Tensor | None = None
         self._slots: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def stack_layers(self, key_heads: int, head_dim: int, like: Tensor) -> Tensor:
+        """Give all layers, of one shape, their memory in one piece, unless they have it; returns `stack`.
+
+        Args:
+            key_heads: Key heads of every layer.
+            head_dim: Channels of a key and of a value.
+            like: A tensor of the keys' dtype and device.
+        """
+        if self.stack is None:
+            shape = (len(self.slot_layers), 2, self.total_rows, key_heads, self.num_slots, head_dim)
+            self._hold_stack(_zeros(like, shape))
+        assert self.stack is not None
+        return self.stack
+
+    def _hold_stack(self, stack: Tensor) -> None:
+        self.stack = stack
+        for layer, contents in zip(self.slot_layers, stack, strict=True):
+            layer.hold(contents[0], contents[1])
 
     def use_rows(self, first_row: int, num_rows: int) -> None:
         """Let calls concern these neighbouring rows alone."""
@@ -117,13 +143,23 @@ class SlotCache(Cache):
     @torch.inference_mode()
     def select_rows(self, rows: Tensor) -> None:
         """Keep the named rows, `[kept]` int64."""
+        if self.stack is not None:
+            self._select_stacked(self.stack, rows)
         for layer in self.slot_layers:
-            if layer.is_initialized:
+            if layer.is_initialized and self.stack is None:
                 keys, values = layer.contents
                 layer.keys = keys.index_select(0, rows.to(keys.device))
                 layer.values = values.index_select(0, rows.to(values.device))
         self.total_rows = self.num_rows = len(rows)
         self.first_row = 0
+
+    def _select_stacked(self, stack: Tensor, rows: Tensor) -> None:
+        """As many rows are chosen in place, so that no second cache is needed; fewer or more in a new one."""
+        if len(rows) != self.total_rows:
+            self._hold_stack(stack.index_select(2, rows))
+            return
+        for layer in stack:
+            layer.copy_(layer.index_select(1, rows))
 
     @torch.inference_mode()
     def copy_row(self, source: int, target: int, num_slots: int) -> None:

@@ -11,8 +11,9 @@ from mtad.models.cache import SlotCache
 from mtad.models.forward import ForwardBatch
 from mtad.models.int8_linear import Int8Linear, KernelLinear
 
-_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-_FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Architectures whose layers are those of Llama, but for biases and norms of heads."""
+FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings whose frequencies do not depend on the length."""
 _DTYPES = (torch.float32, torch.bfloat16)
 _LINEARS = (
@@ -178,22 +179,23 @@ class FusedDecoder:
 def can_fuse(model: Any) -> bool:
     """Whether the kernels compute just what a model's own modules do."""
     config = model.config
-    if config.model_type not in _MODEL_TYPES or config.hidden_act != "silu" or model.dtype not in _DTYPES:
+    if config.model_type not in MODEL_TYPES or config.hidden_act != "silu" or model.dtype not in _DTYPES:
         return False
     head = getattr(model, "lm_head", None)
     if not isinstance(head, Int8Linear) or head.kernels is None:
         return False
     inner = model.model
     head_dim = inner.layers[0].self_attn.head_dim
-    has_fixed_rotation = getattr(inner.rotary_emb, "rope_type", None) in _FIXED_ROTATIONS
+    has_fixed_rotation = getattr(inner.rotary_emb, "rope_type", None) in FIXED_ROTATIONS
     rotates_all = 2 * len(inner.rotary_emb.inv_freq) == head_dim
     layers_fit = all(
         isinstance(layer.get_submodule(path), Int8Linear) for layer in inner.layers for _, path in _LINEARS
     )
-    return has_fixed_rotation and rotates_all and head_dim % 16 == 0 and layers_fit and not _has_hooks(model)
+    return has_fixed_rotation and rotates_all and head_dim % 16 == 0 and layers_fit and not has_hooks(model)
 
 
-def _has_hooks(model: nn.Module) -> bool:
+def has_hooks(model: nn.Module) -> bool:
+    """Whether something takes part between a model's modules, which one call of kernels would pass over."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in model.modules()
     )

@@ -272,14 +272,15 @@ def _serve_draft(options: ModelOptions, model: Any, vocab_size: int, vocabulary:
 
 def _serve(options: ModelOptions, model: Any, vocab_size: int | None) -> TransformersRunner:
     """A runner with tree attention and packed weights, probed once unless the tests cover its type."""
+    fuses = options.fused == "auto"
     if options.quantization == "int8":
         # Rounding to 8 bits would drown what the probe looks for.
         _probe(TransformersRunner(model, vocab_size=vocab_size))
         quantise_linears(model)
-        runner = TransformersRunner(model, vocab_size=vocab_size)
+        runner = TransformersRunner(model, vocab_size=vocab_size, fuses=fuses)
     else:
         pack_linears(model)
-        runner = TransformersRunner(model, vocab_size=vocab_size)
+        runner = TransformersRunner(model, vocab_size=vocab_size, fuses=fuses)
         _probe(runner)
     runner.attach()
     return runner

@@ -18,6 +18,7 @@ from mtad.models.fused_decoder import FusedDecoder, can_fuse
 from mtad.models.graphs import places_of
 from mtad.models.runner import ModelRunner
 from mtad.models.traffic import call_traffic
+from mtad.models.triton_decoder import TritonDecoder, can_fuse_layers
 
 
 class TransformersRunner(ModelRunner):
@@ -26,12 +27,14 @@ class TransformersRunner(ModelRunner):
     Args:
         model: A loaded decoder-only model; its attention implementation is switched in place.
         vocab_size: Use only so many leading logits, for vocabularies padded to different widths.
+        fuses: Use kernels for whole layers where they compute just what the model's modules do; on CUDA the weights of
+            neighbouring layers then move into one matrix, and the model's parameters become views of it.
 
     Raises:
         UnsupportedModelError: The architecture cannot be served; the message names it.
     """
 
-    def __init__(self, model: Any, *, vocab_size: int | None = None) -> None:
+    def __init__(self, model: Any, *, vocab_size: int | None = None, fuses: bool = True) -> None:
         check_architecture(type(model), model.config)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
@@ -46,7 +49,7 @@ class TransformersRunner(ModelRunner):
         if "position_ids" not in parameters:
             raise unsupported(type(model), model.config, "its forward call takes no positions")
         self.cache: SlotCache | None = None
-        self._fused = FusedDecoder(model, self.vocab_size) if can_fuse(model) else None
+        self._fused = _fused_decoder(model, self.vocab_size) if fuses else None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -66,7 +69,8 @@ class TransformersRunner(ModelRunner):
 
     def first_layers(self, count: int) -> "TransformersRunner":
         """See `ModelRunner.first_layers`; the weights are shared."""
-        return TransformersRunner(first_layers(self.model, count), vocab_size=self.vocab_size)
+        shorter = first_layers(self.model, count)
+        return TransformersRunner(shorter, vocab_size=self.vocab_size, fuses=self._fused is not None)
 
     @property
     def can_be_captured(self) -> bool:
@@ -93,12 +97,12 @@ class TransformersRunner(ModelRunner):
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """One call of the model; see `ModelRunner.forward`."""
-        self._allocated.aim(batch.slots, batch.num_slots)
         positions = batch.positions
         if self.max_positions is not None:
             positions = positions.clamp(max=self.max_positions - 1)
         if self._fused is not None:
             return self._fused.forward(batch, positions, self._allocated)
+        self._allocated.aim(batch.slots, batch.num_slots)
         arguments: dict[str, Any] = {BATCH_ARGUMENT: batch}
         if self._keeps_logits:
             arguments["logits_to_keep"] = _trailing(batch)
@@ -149,6 +153,13 @@ class TransformersRunner(ModelRunner):
     def _allocated(self) -> SlotCache:
         assert self.cache is not None, "allocate() comes before the cache is used"
         return self.cache
+
+
+def _fused_decoder(model: Any, vocab_size: int) -> FusedDecoder | TritonDecoder | None:
+    """The kernels that do what the model's modules do, or None where there are none."""
+    if can_fuse(model):
+        return FusedDecoder(model, vocab_size)
+    return TritonDecoder(model, vocab_size) if can_fuse_layers(model) else None
 
 
 def _trailing(batch: ForwardBatch) -> int | Tensor:

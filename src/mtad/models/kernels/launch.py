@@ -90,7 +90,7 @@ def tree_attention_kernel(
     Returns:
         `[batch, queries, heads, value_dim]`, contiguous.
     """
-    from mtad.models.kernels.tree_attention import attend_splits, join_splits
+    from mtad.models.kernels.tree_attention import attend_splits
 
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
     rows, heads, queries, head_dim = query.shape
@@ -98,10 +98,11 @@ def tree_attention_kernel(
     groups = heads // key_heads
     tiling = tiling or _tiling(query, groups * queries, max(head_dim, value_dim), rows * key_heads)
     visibility = [_beside(tensor, query) for tensor in (batch.prefix_lengths, batch.ancestors, batch.tree_starts)]
-    partial = query.new_empty(tiling.splits, rows, heads, queries, value_dim, dtype=torch.float32)
-    log_mass = query.new_empty(tiling.splits, rows, heads, queries, dtype=torch.float32)
     output = query.new_empty(rows, queries, heads, value_dim)
-    padded_value_dim = max(16, power_of_two(value_dim))
+    is_whole = tiling.splits == 1
+    places = (tiling.splits, rows, heads, queries)
+    partial = output if is_whole else query.new_empty(*places, value_dim, dtype=torch.float32)
+    log_mass = output if is_whole else query.new_empty(places, dtype=torch.float32)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         attend_splits[(-(-groups * queries // tiling.rows), rows * key_heads, tiling.splits)](
             query,
@@ -120,28 +121,38 @@ def tree_attention_kernel(
             HEAD_DIM=head_dim,
             VALUE_DIM=value_dim,
             PADDED_HEAD_DIM=max(16, power_of_two(head_dim)),
-            PADDED_VALUE_DIM=padded_value_dim,
+            PADDED_VALUE_DIM=max(16, power_of_two(value_dim)),
             TILE_ROWS=tiling.rows,
             TILE_SLOTS=tiling.slots,
             SOFTCAP=softcap or 0.0,
             WIDENS=not query.is_cuda,
+            IS_WHOLE=is_whole,
             num_warps=tiling.warps,
             num_stages=2,
         )
-        join_splits[(rows * heads * queries,)](
-            partial,
-            log_mass,
-            output,
-            queries,
-            heads,
-            rows * heads * queries,
-            VALUE_DIM=value_dim,
-            PADDED_VALUE_DIM=padded_value_dim,
-            NUM_SPLITS=tiling.splits,
-            PADDED_SPLITS=max(2, power_of_two(tiling.splits)),
-            num_warps=4,
-        )
+        if not is_whole:
+            _join(partial, log_mass, output)
     return output
+
+
+def _join(partial: Tensor, log_mass: Tensor, output: Tensor) -> None:
+    """Weigh the splits, `[splits, rows, heads, queries, value_dim]`, by their masses."""
+    from mtad.models.kernels.tree_attention import join_splits
+
+    splits, rows, heads, queries, value_dim = partial.shape
+    join_splits[(rows * heads * queries,)](
+        partial,
+        log_mass,
+        output,
+        queries,
+        heads,
+        rows * heads * queries,
+        VALUE_DIM=value_dim,
+        PADDED_VALUE_DIM=max(16, power_of_two(value_dim)),
+        NUM_SPLITS=splits,
+        PADDED_SPLITS=max(2, power_of_two(splits)),
+        num_warps=4,
+    )
 
 
 def _beside(tensor: Tensor, query: Tensor) -> Any:

@@ -13,9 +13,10 @@ import triton.language as tl
 def visible_end(prefix, bits, tree_start):
     """The slot behind the last one that any query of a tile sees; the arguments are `[rows]`, `[rows]` and a number."""
     nodes = tl.arange(0, 64).to(tl.int64)
-    is_seen = ((bits[:, None] >> nodes[None, :]) & 1) != 0
-    last_node = tl.max(tl.max(tl.where(is_seen, tree_start + nodes[None, :] + 1, 0), 1), 0)
-    return tl.maximum(tl.max(prefix, 0), last_node)
+    # The highest bit of any number is that of the largest one, and bit 63 makes a number negative.
+    num_nodes = tl.sum(((tl.max(bits, 0) >> nodes) != 0).to(tl.int64), 0)
+    num_nodes = tl.where(tl.min(bits, 0) < 0, 64, num_nodes)
+    return tl.maximum(tl.max(prefix, 0), tl.where(num_nodes > 0, tree_start + num_nodes, 0))
 
 
 @triton.jit
@@ -78,11 +79,14 @@ def attend_splits(
     TILE_SLOTS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WIDENS: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
 ):
     """Attention of one tile of folded queries over one split of the visible slots.
 
     The grid is (tiles, rows * key heads, splits). Partial outputs are `[splits, rows, heads, queries, value_dim]`
-    float32, each normalised by itself; their log2 masses `[splits, rows, heads, queries]` float32.
+    float32, each normalised by itself; their log2 masses `[splits, rows, heads, queries]` float32. Where a split sees
+    nothing, its mass is -inf and its output is not written. A split that IS_WHOLE writes the attention itself,
+    `[rows, queries, heads, value_dim]`, and no mass.
     """
     row = (tl.program_id(1) // num_key_heads).to(tl.int64)
     key_head = (tl.program_id(1) % num_key_heads).to(tl.int64)
@@ -140,16 +144,21 @@ def attend_splits(
 
     has_mass = mass > 0
     output = output / tl.where(has_mass, mass, 1.0)[:, None]
-    num_rows = tl.num_programs(1) // num_key_heads
-    place_out = ((split * num_rows + row) * num_key_heads * GROUPS + head) * num_queries + place
+    is_written = is_query
+    if IS_WHOLE:
+        place_out = (row * num_queries + place) * (num_key_heads * GROUPS) + head
+    else:
+        num_rows = tl.num_programs(1) // num_key_heads
+        place_out = ((split * num_rows + row) * num_key_heads * GROUPS + head) * num_queries + place
+        # Clamped, so that the logarithm of nothing is not taken where it is thrown away.
+        log_mass = tl.where(has_mass, best + tl.log2(tl.maximum(mass, 1e-37)), float("-inf"))
+        tl.store(scale_pointer + place_out, log_mass, mask=is_query)
+        is_written = is_query & has_mass
     tl.store(
         partial_pointer + place_out[:, None] * VALUE_DIM + value_channels[None, :],
         output.to(partial_pointer.dtype.element_ty),
-        mask=is_query[:, None] & is_value_channel[None, :],
+        mask=is_written[:, None] & is_value_channel[None, :],
     )
-    # Clamped, so that the logarithm of nothing is not taken where it is thrown away.
-    log_mass = tl.where(has_mass, best + tl.log2(tl.maximum(mass, 1e-37)), float("-inf"))
-    tl.store(scale_pointer + place_out, log_mass, mask=is_query)
 
 
 @triton.jit
@@ -178,7 +187,7 @@ def join_splits(
     weights = weights / tl.sum(weights, 0)
     partials = tl.load(
         partial_pointer + (splits[:, None] * num_places + place) * VALUE_DIM + channels[None, :],
-        mask=is_split[:, None] & is_channel[None, :],
+        mask=(log_mass > float("-inf"))[:, None] & is_channel[None, :],
         other=0.0,
     )
     output = tl.sum(partials * weights[:, None], 0)

@@ -1,0 +1,133 @@
+"""The kernels between a layer's products against plain torch in float64.
+
+Runs on a CUDA device, or anywhere in Triton's interpreter: `TRITON_INTERPRET=1 pytest tests/gpu/test_layer_kernels.py`.
+"""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtad.models.kernels.layer_calls import Beginning, HeadNorms, Norm, Rotation, add_norm, begin, gate, move, rotate
+
+HAS_CUDA = torch.cuda.is_available()
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
+DEVICE = "cuda" if HAS_CUDA and not IS_INTERPRETED else "cpu"
+# The interpreter cuts bfloat16 off instead of rounding it.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 5e-2}
+EPSILON = 1e-5
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="neither a CUDA device nor Triton's interpreter"),
+]
+every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def draws(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def assert_near(got: Tensor, expected: Tensor) -> None:
+    assert got.shape == expected.shape
+    tolerance = TOLERANCES[got.dtype]
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def normed(values: Tensor, weight: Tensor) -> Tensor:
+    wide = values.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + EPSILON).sqrt() * weight.double()
+
+
+@every_dtype
+@pytest.mark.parametrize(("hidden", "half"), [(32, 8), (72, 20), (2048, 64)])
+def test_tokens_begin_as_embeddings_and_angles(hidden: int, half: int, dtype: torch.dtype) -> None:
+    tokens = torch.tensor([[3, 0, 10], [7, 7, 1]], device=DEVICE)
+    positions = torch.tensor([[0, 1, 511], [9, 8191, 131071]], device=DEVICE)
+    embedding, weight = draws(11, hidden, dtype=dtype), draws(hidden, dtype=dtype, seed=1)
+    frequencies = 500000.0 ** -(torch.arange(half, device=DEVICE).float() / half)
+    rotation = Rotation(frequencies=frequencies, scaling=1.5)
+    found = begin(tokens, positions, embedding, Norm(weight=weight, epsilon=EPSILON), rotation)
+    # The model's own angles are rounded to float32 as well.
+    angles = (positions.float().unsqueeze(-1) * frequencies).double()
+    assert torch.equal(found.residual, embedding[tokens])
+    assert_near(found.normed, normed(embedding[tokens], weight))
+    assert_near(found.cosines, angles.cos() * 1.5)
+    assert_near(found.sines, angles.sin() * 1.5)
+
+
+@every_dtype
+@pytest.mark.parametrize("num_kept", [1, 2, 5])
+@pytest.mark.parametrize("hidden", [32, 72, 960])
+def test_the_last_tokens_are_added_and_normalised(hidden: int, num_kept: int, dtype: torch.dtype) -> None:
+    before, update, weight = (draws(3, 5, hidden, dtype=dtype, seed=seed) for seed in range(3))
+    weight = weight[0, 0]
+    residual = before.clone()
+    found = add_norm(residual, update, Norm(weight=weight, epsilon=EPSILON), num_kept)
+    total = before.double() + update.double()
+    assert_near(residual[:, -num_kept:], total[:, -num_kept:])
+    assert torch.equal(residual[:, :-num_kept], before[:, :-num_kept])
+    assert_near(found, normed(total[:, -num_kept:], weight))
+
+
+@every_dtype
+@pytest.mark.parametrize("has_norms", [False, True])
+@pytest.mark.parametrize(("heads", "key_heads", "head_dim"), [(4, 2, 16), (3, 3, 40), (15, 5, 64), (32, 8, 128)])
+def test_queries_are_rotated_and_keys_find_their_slots(
+    heads: int, key_heads: int, head_dim: int, has_norms: bool, dtype: torch.dtype
+) -> None:
+    rows, queries, slots = 2, 3, 9
+    joint = draws(rows, queries, heads + 2 * key_heads, head_dim, dtype=dtype)
+    angles = draws(rows, queries, head_dim // 2, seed=1)
+    beginning = Beginning(residual=joint, normed=joint, cosines=angles.cos().to(dtype), sines=angles.sin().to(dtype))
+    weights = draws(2, head_dim, dtype=dtype, seed=2) if has_norms else None
+    norms = None if weights is None else HeadNorms(query=weights[0], key=weights[1], epsilon=EPSILON)
+    stack = draws(2, rows + 1, key_heads, slots, head_dim, dtype=dtype, seed=3)
+    before = stack.clone()
+    places = torch.tensor([[4, 0, 8], [1, 2, 3]], device=DEVICE)
+    query = rotate(joint.flatten(2), beginning, places, stack[0, 1:], stack[1, 1:], norms)
+
+    wide = joint.double()
+    states = [wide[:, :, :heads], wide[:, :, heads : heads + key_heads], wide[:, :, heads + key_heads :]]
+    for index, weight in enumerate([] if weights is None else weights):
+        states[index] = normed(states[index], weight)
+    cosines, sines = (
+        torch.cat([half, half], -1).double().unsqueeze(2) for half in (beginning.cosines, beginning.sines)
+    )
+    for index in range(2):
+        first, second = states[index].chunk(2, -1)
+        states[index] = states[index] * cosines + torch.cat([-second, first], -1) * sines
+    assert_near(query, states[0])
+    expected = before.double()
+    for row in range(rows):
+        expected[0, row + 1, :, places[row]] = states[1][row].transpose(0, 1)
+        expected[1, row + 1, :, places[row]] = states[2][row].transpose(0, 1)
+    assert_near(stack, expected)
+    assert torch.equal(stack[:, 0], before[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+@every_dtype
+@pytest.mark.parametrize("neurons", [48, 77, 1024, 2500])
+def test_gates_open_their_neurons(neurons: int, dtype: torch.dtype) -> None:
+    joint = draws(2, 3, 2 * neurons, dtype=dtype)
+    joint[0, 0, :4] = torch.tensor([-200.0, 200.0, 0.0, -20.0], device=DEVICE)
+    opened, up = joint.double().chunk(2, -1)
+    assert_near(gate(joint), torch.nn.functional.silu(opened) * up)
+
+
+@pytest.mark.parametrize("head_dim", [16, 80, 128])
+@pytest.mark.parametrize("count", [1, 3, 33])
+def test_slots_move_in_every_layer_as_if_all_were_read_first(count: int, head_dim: int) -> None:
+    stack = draws(3, 2, 4, 2, 40, head_dim, dtype=torch.bfloat16)
+    before = stack.clone()
+    # Chains, such as 2 to 1 and 3 to 2, and a row that stays as it is.
+    sources = torch.stack([torch.arange(count) + 2, torch.arange(count) + 5, torch.arange(count) + 1])
+    targets = torch.stack([torch.arange(count) + 1, torch.arange(count).flip(0) + 6, torch.arange(count) + 1])
+    move(stack[:, :, 1:], sources.to(DEVICE), targets.to(DEVICE))
+    expected = before.clone()
+    for row in range(3):
+        expected[:, :, row + 1, :, targets[row]] = before[:, :, row + 1, :, sources[row]]
+    assert torch.equal(stack, expected)
