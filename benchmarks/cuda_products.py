@@ -1,0 +1,110 @@
+"""Times the matrix products of known models over a few tokens against the bytes of their weights.
+
+Needs a CUDA device. Run: python benchmarks/cuda_products.py
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtad.models.twins import SHAPES, TwinShape
+
+MODELS = ("llama-3.1-8b", "llama-3.2-1b", "llama-2-13b", "llama-68m")
+TOKENS = (1, 4, 5, 10, 17, 32, 64)
+CALLS = 20
+REPEATS = 5
+COLD_BYTES = 160_000_000
+"""Weights that are read in turns exceed the second-level cache by far, so that every one comes from memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One product of a layer, or the head: `[tokens, inputs]` times `[outputs, inputs]` transposed."""
+
+    model: str
+    name: str
+    outputs: int
+    inputs: int
+
+
+def products(model: str, shape: TwinShape) -> list[Product]:
+    """The products of one model, packed as the decoder packs them."""
+    attention = shape.num_attention_heads * shape.head_dim
+    sizes = {
+        "qkv": (attention + 2 * shape.num_key_value_heads * shape.head_dim, shape.hidden_size),
+        "output": (shape.hidden_size, attention),
+        "gate_up": (2 * shape.intermediate_size, shape.hidden_size),
+        "down": (shape.hidden_size, shape.intermediate_size),
+        "head": (shape.vocab_size, shape.hidden_size),
+    }
+    return [Product(model=model, name=name, outputs=size[0], inputs=size[1]) for name, size in sizes.items()]
+
+
+def main() -> None:
+    """Print one line per product, then all of them as JSON."""
+    if not torch.cuda.is_available():
+        raise SystemExit("got no CUDA device, expected one; run this where there is a GPU")
+    bandwidth = copy_bandwidth()
+    print(f"{torch.cuda.get_device_name()}, copies {bandwidth / 1e12:.2f} TB/s; GB/s (share of that) by tokens")
+    print(f"{'product':32}" + "".join(f"{tokens:>14}" for tokens in TOKENS))
+    records = []
+    for product in [product for model in MODELS for product in products(model, SHAPES[model])]:
+        seconds = measure(product)
+        num_bytes = 2 * product.outputs * product.inputs
+        rates = [num_bytes / value for value in seconds]
+        cells = "".join(f"{rate / 1e9:8.0f} ({rate / bandwidth:3.0%})" for rate in rates)
+        print(f"{product.model} {product.name:8} {num_bytes / 1e6:7.1f} MB".ljust(32) + cells, flush=True)
+        records.append({"model": product.model, "name": product.name, "bytes": num_bytes, "seconds": seconds})
+    found = {"device": torch.cuda.get_device_name(), "bandwidth": bandwidth, "tokens": TOKENS, "products": records}
+    print(json.dumps(found))
+
+
+@torch.inference_mode()
+def measure(product: Product) -> list[float]:
+    """Seconds of one product for each number of tokens, weights not in the cache."""
+    num_bytes = 2 * product.outputs * product.inputs
+    copies = max(2, -(-COLD_BYTES // num_bytes))
+    # Every copy is one more row block of a single allocation.
+    weights = torch.empty(copies, product.outputs, product.inputs, device="cuda", dtype=torch.bfloat16).normal_()
+    order = [weights[index % copies] for index in range(max(CALLS, copies))]
+    inputs = [torch.randn(tokens, product.inputs, device="cuda", dtype=torch.bfloat16) for tokens in TOKENS]
+    return [seconds(lambda tokens=tokens: multiply(tokens, order)) / len(order) for tokens in inputs]
+
+
+def multiply(inputs: Tensor, weights: Sequence[Tensor]) -> None:
+    """The same tokens times one weight after the other."""
+    for weight in weights:
+        torch.nn.functional.linear(inputs, weight)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Median time of one replay of the call in a CUDA graph, so that launches on the host do not count."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    graph.replay()
+    times = []
+    for _ in range(REPEATS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return float(torch.tensor(times).median())
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a large copy."""
+    source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * len(source) / seconds(lambda: target.copy_(source))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Every Triton kernel compiles for a GPU that is not there, launched as the decoder launches it."""
+
+import os
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny_models import tiny_model
+
+from mtad.models.cache import SlotCache
+from mtad.models.forward import ForwardBatch
+from mtad.models.kernels.launch import Tiling, tree_attention_kernel
+from mtad.models.triton_decoder import TritonDecoder
+
+pytestmark = pytest.mark.skipif(
+    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="Triton is not there, or interprets its kernels",
+)
+HOPPER = 90
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that were compiled; none of them is run."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    names: list[str] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        # Products are widened for the interpreter alone.
+        widens = {"WIDENS": False} if "WIDENS" in kwargs else {}
+        kernel = run(self, *args, grid=grid, warmup=True, **(kwargs | widens))
+        assert kernel.asm["cubin"]
+        names.append(kernel.metadata.name)
+        return kernel
+
+    fake = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", HOPPER, 32),
+        # Compiled kernels are kept for each device, and no other test has this one.
+        get_current_device=lambda: 99,
+        get_current_stream=lambda device: 0,
+    )
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(driver, "_active", fake)
+    return names
+
+
+def _batch(rows: int, queries: int, num_logits: int) -> ForwardBatch:
+    order = torch.arange(queries).expand(rows, -1)
+    return ForwardBatch(
+        tokens=order,
+        positions=order,
+        slots=order,
+        prefix_lengths=order + 1,
+        ancestors=torch.zeros_like(order),
+        tree_starts=torch.full((rows,), 40),
+        num_slots=40,
+        num_logits=num_logits,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "head_dim", "dtype"),
+    [
+        ("llama", 64, torch.bfloat16),
+        ("llama", 128, torch.bfloat16),
+        ("qwen3", 80, torch.bfloat16),
+        ("qwen3", 128, torch.float16),
+        ("llama", 64, torch.float32),
+    ],
+)
+def test_a_call_of_the_decoder_compiles(name: str, head_dim: int, dtype: torch.dtype, compiled: list[str]) -> None:
+    model = tiny_model(name, dtype=dtype, hidden_size=96, intermediate_size=80, head_dim=head_dim)
+    decoder = TritonDecoder(model, 61)
+    for rows, queries, num_logits in ((1, 1, 1), (1, 2, 1), (3, 17, 17)):
+        cache = SlotCache(2, rows, 64)
+        batch = _batch(rows, queries, num_logits)
+        logits = decoder.forward(batch, batch.positions, cache)
+        assert logits.shape == (rows, num_logits, 61)
+        decoder.move(cache, batch.slots[:, :3], batch.slots[:, :3])
+    assert set(compiled) == {
+        "begin_tokens",
+        "rotate_and_store",
+        "attend_splits",
+        "join_splits",
+        "add_and_normalise",
+        "gate_neurons",
+        "move_slots",
+    }
+
+
+@pytest.mark.parametrize("queries", [1, 17, 64])
+def test_attention_of_large_models_compiles(queries: int, compiled: list[str]) -> None:
+    query, states = (torch.zeros(1, heads, queries, 128, dtype=torch.bfloat16) for heads in (32, 8))
+    tiling = Tiling.choose(folded=4 * queries, row_bytes=256, key_heads=8, processors=132)
+    tree_attention_kernel(query, states, states, _batch(1, queries, 1), scaling=0.1, tiling=tiling)
+    assert compiled == ["attend_splits", "join_splits"]
