@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtad.results.comparison import summarize
 from mtad.results.provenance import machine_name
 from mtad.results.speed import summarize_speed
 
@@ -87,6 +86,7 @@ SHARES = (
     Column("smallest P/Q kept", lambda row: "" if row["smallest_ratio"] is None else f"{row['smallest_ratio']:.3g}"),
 )
 TABLES = (
+    ResultTable("quality", ("results_quality.json",), (TASK, CONTENDER, *SCORE[:3], *DECODING[:-1])),
     ResultTable(
         "spider", ("results_spider.json", "results_spider_seeds.json"), (CONTENDER, *SCORE, *DECODING, BATCH_SPEED)
     ),
@@ -96,9 +96,10 @@ TABLES = (
 )
 
 
-SPEED, ACCEPTANCE, SPIDER = "bench_default_pair_int8.json", "default_pair_acceptance.json", "results_spider.json"
+SPEED, QUALITY, SPIDER = "bench_default_pair_int8.json", "results_quality.json", "results_spider.json"
+CHAT = "mt_bench"
 SOURCES = (
-    "`mmtad` at tau 0.9 on 40 chat prompts of the default pair, [README](../README.md)",
+    "`mmtad` at tau 0.5 on the 80 conversations of MT-Bench, below",
     "the same beside `speculative`",
     "`mmtad` at tau 0.5, [performance.md](performance.md)",
     "`mmtad` at tau 0.5 on Spider, below",
@@ -118,15 +119,14 @@ def result_lines(table: ResultTable, records: Sequence[Record]) -> str:
 def paper_lines(records: dict[str, Record]) -> str:
     """What the paper claims beside what the records hold; `records` by file name."""
     bench = {item.label: item for item in summarize_speed(records[SPEED], "speculative")}
-    dial = {item.label: item for item in summarize(records[ACCEPTANCE])}
+    chat = {row["contender"]: row["decoding"] for row in records[QUALITY]["rows"] if row["task"] == CHAT}
     sql = {row["contender"]: row for row in records[SPIDER]["rows"]}
-    perplexity = dial["mmtad:threshold=0.9"].perplexity_change
-    calls = dial["mmtad:threshold=0.9"].tokens_per_call.value / dial["speculative"].tokens_per_call.value
+    perplexity = chat["mmtad"]["perplexity_change"]["value"]
+    calls = chat["mmtad"]["tokens_per_call"]["value"] / chat["speculative"]["tokens_per_call"]["value"]
     speed, score = bench["mmtad"].ratio, sql["mmtad"]["score"]["value"] / sql["autoregressive"]["score"]["value"]
-    assert perplexity is not None
     assert speed is not None
     reached = (
-        ("perplexity against single-token sampling", "-21.2%", f"{perplexity.value:+.1%}", perplexity.value / -0.212),
+        ("perplexity against single-token sampling", "-21.2%", f"{perplexity:+.1%}", perplexity / -0.212),
         ("tokens per call against lossless drafts", "1.20x", f"{calls:.2f}x", (calls - 1) / 0.20),
         ("speed against speculative decoding", "1.42x", f"{speed.value:.2f}x", (speed.value - 1) / 0.42),
         ("score against single-token sampling", "+43%", f"{score - 1:+.1%}", (score - 1) / 0.43),
