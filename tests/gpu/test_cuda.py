@@ -165,4 +165,7 @@ def test_quantised_weights_of_torchao_decode() -> None:
     draft.attach()
     options = GenerationOptions(method="mmtad", ignore_eos=True)
     decoder = build_decoder(options, target, draft, frozenset(), temperature=1.0)
-    assert all(len(result.token_ids) == 24 for result in _run(decoder, options, 1.0))
+    results = _run(decoder, options, 1.0)
+    assert len(results) == len(PROMPTS)
+    assert all(len(result.token_ids) == 24 or result.token_ids[-1] == EOS for result in results)
+    assert all(log_prob <= 0 for result in results for log_prob in result.log_probs)
