@@ -63,7 +63,7 @@ class TaskSummary:
 
 
 def summarize_evaluation(entries: Entries, *, baseline: str = BASELINE) -> list[TaskSummary]:
-    """The rows of all answers, in the order in which tasks and contenders first appear.
+    """The rows of all answers: tasks in the order in which they first appear, and so the contenders of every task.
 
     Args:
         entries: The answers, as an `ItemLog` holds them.
@@ -72,7 +72,9 @@ def summarize_evaluation(entries: Entries, *, baseline: str = BASELINE) -> list[
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in entries:
         cells.setdefault((entry["task"], entry["contender"]), []).append(entry)
-    return [_row(task, label, found, cells.get((task, baseline))) for (task, label), found in cells.items()]
+    tasks, labels = (list(dict.fromkeys(place[side] for place in cells)) for side in (0, 1))
+    places = [(task, label) for task in tasks for label in labels if (task, label) in cells]
+    return [_row(task, label, cells[task, label], cells.get((task, baseline))) for task, label in places]
 
 
 def summaries_to_json(rows: Sequence[TaskSummary]) -> list[dict[str, Any]]:

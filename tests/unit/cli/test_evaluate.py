@@ -44,6 +44,8 @@ def test_every_task_runs_and_is_kept(command: RunCommand, data: Path, tmp_path: 
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["is_complete"] is True
     rows = {(row["task"], row["contender"]): row for row in record["rows"]}
+    orders = {task: [label for other, label in rows if other == task] for task, _ in rows}
+    assert len({tuple(order) for order in orders.values()}) == 1, "contenders stand in one order for every task"
     assert rows["spider", "mmtad"]["num_seeds"] == 2
     assert rows["spider", "autoregressive:temperature=0"]["num_seeds"] == 1
     assert rows["spider", "mmtad"]["groups"] == {"shop": [0.0, 3]}
