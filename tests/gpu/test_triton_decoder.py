@@ -138,6 +138,20 @@ def test_trees_roots_and_levels_score_as_the_modules_do(shape: str) -> None:
         torch.testing.assert_close(got[:, :, :-1], expected[:, :, :-1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_own_products_score_as_the_modules_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, value in (("MAX_TOKENS", 16), ("_LEAST_TILES", 1), ("_PROGRAMS_PER_PROCESSOR", 16)):
+        monkeypatch.setattr(f"mtad.models.kernels.product_calls.{limit}", value)
+    changes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "initializer_range": 0.1,
+        "mlp_bias": name == "llama",
+    }
+    fused, modules = both(name, **changes)
+    assert largest_difference(scores(fused), scores(modules)) < 2e-3
+
+
 @pytest.mark.parametrize("shape", ["llama", "qwen3"])
 def test_rows_in_use_are_read_and_written_alone(shape: str) -> None:
     name, changes = SHAPES[shape]

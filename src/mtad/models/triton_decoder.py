@@ -24,6 +24,7 @@ from mtad.models.kernels.layer_calls import (
     move,
     rotate,
 )
+from mtad.models.kernels.product_calls import multiply, multiply_gated
 from mtad.models.packed_rows import PackedRows, can_pack_rows, pack_rows
 
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
@@ -110,11 +111,19 @@ class TritonDecoder:
     ) -> Tensor:
         """One layer; grows the residual stream and returns what the next one's products take."""
         residual, (keys, values) = beginning.residual, cache
-        joint = layer.attention_inputs(normed)
+        joint = _multiply(normed, layer.attention_inputs)
         query = rotate(joint, beginning, batch.slots, keys, values, layer.head_norms)
         seen = tree_attention_kernel(query.transpose(1, 2), keys, values, batch, scaling=self._scaling)
-        normed = add_norm(residual, layer.attention_output(seen.flatten(2)), layer.inner_norm, residual.shape[1])
-        return add_norm(residual, layer.neuron_output(gate(layer.neuron_inputs(normed))), layer.next_norm, num_kept)
+        update = _multiply(seen.flatten(2), layer.attention_output)
+        normed = add_norm(residual, update, layer.inner_norm, residual.shape[1])
+        neurons = multiply_gated(normed, layer.neuron_inputs.weight, layer.neuron_inputs.bias)
+        if neurons is None:
+            neurons = gate(_multiply(normed, layer.neuron_inputs), normed.dtype)
+        return add_norm(residual, _multiply(neurons, layer.neuron_output), layer.next_norm, num_kept)
+
+
+def _multiply(inputs: Tensor, layers: PackedRows) -> Tensor:
+    return multiply(inputs, layers.weight, layers.bias)
 
 
 def can_fuse_layers(model: Any) -> bool:
