@@ -61,8 +61,7 @@ def main() -> None:
             times = measure(product, way)
             num_bytes = 2 * product.outputs * product.inputs
             cells = "".join(f"{num_bytes / s / 1e9:8.0f} ({num_bytes / s / bandwidth:3.0%})" for s in times)
-            label = f"{product.model} {product.name:8} {num_bytes / 1e6:7.1f} MB {way}"
-            print(label.ljust(40) + cells, flush=True)
+            print(f"{product.model} {product.name:8} {num_bytes / 1e6:7.1f} MB {way}".ljust(40) + cells, flush=True)
             records.append({"model": product.model, "name": product.name, "way": way, "seconds": times})
     found = {"device": torch.cuda.get_device_name(), "bandwidth": bandwidth, "tokens": TOKENS, "products": records}
     print(json.dumps(found))
@@ -81,7 +80,7 @@ def measure(product: Product, way: str) -> list[float]:
         inputs = torch.randn(1, tokens, product.inputs, device="cuda", dtype=torch.bfloat16)
         is_gated = way == "ours" and product.name == "gate_up"
         call = product_calls.multiply_gated if is_gated else product_calls.multiply
-        times.append(seconds(partial(multiply_all, call, inputs, order)) / len(order))
+        times.append(time_s(partial(multiply_all, call, inputs, order)) / len(order))
     return times
 
 
@@ -91,7 +90,7 @@ def multiply_all(call: Callable[[Tensor, Tensor, None], object], inputs: Tensor,
         call(inputs, weight, None)
 
 
-def seconds(call: Callable[[], object]) -> float:
+def time_s(call: Callable[[], object]) -> float:
     """Median time of one replay of the call in a CUDA graph, so that launches on the host do not count."""
     call()
     torch.cuda.synchronize()
@@ -114,7 +113,7 @@ def copy_bandwidth() -> float:
     """Bytes read and written per second by a large copy."""
     source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * len(source) / seconds(lambda: target.copy_(source))
+    return 2 * len(source) / time_s(lambda: target.copy_(source))
 
 
 if __name__ == "__main__":
