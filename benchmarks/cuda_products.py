@@ -6,13 +6,18 @@ Needs a CUDA device. Run: python benchmarks/cuda_products.py
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mtad.models.kernels import product_calls
 from mtad.models.twins import SHAPES, TwinShape
 
 MODELS = ("llama-3.1-8b", "llama-3.2-1b", "llama-2-13b", "llama-68m")
+OURS = ("llama-3.1-8b", "llama-3.2-1b")
+"""Models for which the kernels of `kernels/products.py` are measured too."""
+MOST_OURS = 32
 TOKENS = (1, 4, 5, 10, 17, 32, 64)
 CALLS = 20
 REPEATS = 5
@@ -44,43 +49,48 @@ def products(model: str, shape: TwinShape) -> list[Product]:
 
 
 def main() -> None:
-    """Print one line per product, then all of them as JSON."""
+    """Print one line per product and way, then all of them as JSON."""
     if not torch.cuda.is_available():
         raise SystemExit("got no CUDA device, expected one; run this where there is a GPU")
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}, copies {bandwidth / 1e12:.2f} TB/s; GB/s (share of that) by tokens")
-    print(f"{'product':32}" + "".join(f"{tokens:>14}" for tokens in TOKENS))
+    print(f"{'product':40}" + "".join(f"{tokens:>14}" for tokens in TOKENS))
     records = []
     for product in [product for model in MODELS for product in products(model, SHAPES[model])]:
-        seconds = measure(product)
-        num_bytes = 2 * product.outputs * product.inputs
-        rates = [num_bytes / value for value in seconds]
-        cells = "".join(f"{rate / 1e9:8.0f} ({rate / bandwidth:3.0%})" for rate in rates)
-        print(f"{product.model} {product.name:8} {num_bytes / 1e6:7.1f} MB".ljust(32) + cells, flush=True)
-        records.append({"model": product.model, "name": product.name, "bytes": num_bytes, "seconds": seconds})
+        for way in ("torch", "ours") if product.model in OURS and product.name != "head" else ("torch",):
+            times = measure(product, way)
+            num_bytes = 2 * product.outputs * product.inputs
+            cells = "".join(f"{num_bytes / s / 1e9:8.0f} ({num_bytes / s / bandwidth:3.0%})" for s in times)
+            print(f"{product.model} {product.name:8} {num_bytes / 1e6:7.1f} MB {way}".ljust(40) + cells, flush=True)
+            records.append({"model": product.model, "name": product.name, "way": way, "seconds": times})
     found = {"device": torch.cuda.get_device_name(), "bandwidth": bandwidth, "tokens": TOKENS, "products": records}
     print(json.dumps(found))
 
 
 @torch.inference_mode()
-def measure(product: Product) -> list[float]:
-    """Seconds of one product for each number of tokens, weights not in the cache."""
+def measure(product: Product, way: str) -> list[float]:
+    """Seconds of one product for each number of tokens, weights not in the cache; ours opens gates as well."""
     num_bytes = 2 * product.outputs * product.inputs
     copies = max(2, -(-COLD_BYTES // num_bytes))
-    # Every copy is one more row block of a single allocation.
     weights = torch.empty(copies, product.outputs, product.inputs, device="cuda", dtype=torch.bfloat16).normal_()
     order = [weights[index % copies] for index in range(max(CALLS, copies))]
-    inputs = [torch.randn(tokens, product.inputs, device="cuda", dtype=torch.bfloat16) for tokens in TOKENS]
-    return [seconds(lambda tokens=tokens: multiply(tokens, order)) / len(order) for tokens in inputs]
+    times = []
+    for tokens in TOKENS if way == "torch" else [tokens for tokens in TOKENS if tokens <= MOST_OURS]:
+        product_calls.MAX_TOKENS = 0 if way == "torch" else MOST_OURS
+        inputs = torch.randn(1, tokens, product.inputs, device="cuda", dtype=torch.bfloat16)
+        is_gated = way == "ours" and product.name == "gate_up"
+        call = product_calls.multiply_gated if is_gated else product_calls.multiply
+        times.append(time_s(partial(multiply_all, call, inputs, order)) / len(order))
+    return times
 
 
-def multiply(inputs: Tensor, weights: Sequence[Tensor]) -> None:
+def multiply_all(call: Callable[[Tensor, Tensor, None], object], inputs: Tensor, weights: Sequence[Tensor]) -> None:
     """The same tokens times one weight after the other."""
     for weight in weights:
-        torch.nn.functional.linear(inputs, weight)
+        call(inputs, weight, None)
 
 
-def seconds(call: Callable[[], object]) -> float:
+def time_s(call: Callable[[], object]) -> float:
     """Median time of one replay of the call in a CUDA graph, so that launches on the host do not count."""
     call()
     torch.cuda.synchronize()
@@ -103,7 +113,7 @@ def copy_bandwidth() -> float:
     """Bytes read and written per second by a large copy."""
     source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * len(source) / seconds(lambda: target.copy_(source))
+    return 2 * len(source) / time_s(lambda: target.copy_(source))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtad.models.kernels import product_calls
 from mtad.models.kernels.layer_calls import Beginning, HeadNorms, Norm, Rotation, add_norm, begin, gate, move, rotate
 
 HAS_CUDA = torch.cuda.is_available()
@@ -65,7 +66,7 @@ def test_the_last_tokens_are_added_and_normalised(hidden: int, num_kept: int, dt
     before, update, weight = (draws(3, 5, hidden, dtype=dtype, seed=seed) for seed in range(3))
     weight = weight[0, 0]
     residual = before.clone()
-    found = add_norm(residual, update, Norm(weight=weight, epsilon=EPSILON), num_kept)
+    found = add_norm(residual, update.unsqueeze(0), Norm(weight=weight, epsilon=EPSILON), num_kept)
     total = before.double() + update.double()
     assert_near(residual[:, -num_kept:], total[:, -num_kept:])
     assert torch.equal(residual[:, :-num_kept], before[:, :-num_kept])
@@ -87,7 +88,7 @@ def test_queries_are_rotated_and_keys_find_their_slots(
     stack = draws(2, rows + 1, key_heads, slots, head_dim, dtype=dtype, seed=3)
     before = stack.clone()
     places = torch.tensor([[4, 0, 8], [1, 2, 3]], device=DEVICE)
-    query = rotate(joint.flatten(2), beginning, places, stack[0, 1:], stack[1, 1:], norms)
+    query = rotate(joint.flatten(2).unsqueeze(0), beginning, places, stack[0, 1:], stack[1, 1:], norms)
 
     wide = joint.double()
     states = [wide[:, :, :heads], wide[:, :, heads : heads + key_heads], wide[:, :, heads + key_heads :]]
@@ -115,7 +116,7 @@ def test_gates_open_their_neurons(neurons: int, dtype: torch.dtype) -> None:
     joint = draws(2, 3, 2 * neurons, dtype=dtype)
     joint[0, 0, :4] = torch.tensor([-200.0, 200.0, 0.0, -20.0], device=DEVICE)
     opened, up = joint.double().chunk(2, -1)
-    assert_near(gate(joint), torch.nn.functional.silu(opened) * up)
+    assert_near(gate(joint.unsqueeze(0), dtype), torch.nn.functional.silu(opened) * up)
 
 
 @pytest.mark.parametrize("head_dim", [16, 80, 128])
@@ -131,3 +132,66 @@ def test_slots_move_in_every_layer_as_if_all_were_read_first(count: int, head_di
     for row in range(3):
         expected[:, :, row + 1, :, targets[row]] = before[:, :, row + 1, :, sources[row]]
     assert torch.equal(stack, expected)
+
+
+@pytest.fixture
+def own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of up to 64 tokens by our own kernels."""
+    monkeypatch.setattr(product_calls, "MAX_TOKENS", 64)
+
+
+@every_dtype
+@pytest.mark.usefixtures("own_products")
+@pytest.mark.parametrize(
+    ("tokens", "outputs", "inputs"), [(1, 64, 128), (5, 77, 384), (17, 64, 2048), (33, 64, 2176), (64, 8, 1152)]
+)
+def test_splits_of_a_product_add_up(tokens: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    states, weight = draws(1, tokens, inputs, dtype=dtype), draws(outputs, inputs, dtype=dtype, seed=1) / inputs**0.5
+    bias = draws(outputs, dtype=dtype, seed=2)
+    for added in (None, bias):
+        product = product_calls.multiply(states, weight, added)
+        if inputs > 2000:
+            assert len(product) > 1
+            assert product.dtype == torch.float32
+        expected = states.double() @ weight.double().T + (0 if added is None else added.double())
+        assert_near(product.sum(0, dtype=torch.float32).to(dtype), expected)
+
+
+@every_dtype
+@pytest.mark.usefixtures("own_products")
+@pytest.mark.parametrize(("tokens", "neurons"), [(1, 64), (17, 96), (40, 200)])
+def test_a_product_opens_its_gates(tokens: int, neurons: int, dtype: torch.dtype) -> None:
+    states, weight = draws(1, tokens, 256, dtype=dtype), draws(2 * neurons, 256, dtype=dtype, seed=1) / 16
+    opened, up = (states.double() @ weight.double().T).chunk(2, -1)
+    found = product_calls.multiply_gated(states, weight, None)
+    assert found is not None
+    assert_near(found, torch.nn.functional.silu(opened) * up)
+
+
+def test_splits_of_a_product_cover_its_inputs() -> None:
+    for outputs in (64, 3072, 4096, 28672):
+        for inputs in (128, 768, 2048, 4096, 14336):
+            splits = product_calls.Splits.choose(outputs=outputs, inputs=inputs, processors=132)
+            assert (splits.count - 1) * splits.tiles * 128 < inputs <= splits.count * splits.tiles * 128
+            assert splits.count == 1 or splits.tiles >= 4
+
+
+@every_dtype
+def test_consumers_add_the_splits_up(dtype: torch.dtype) -> None:
+    parts = draws(3, 1, 2, 256)
+    whole = parts.sum(0).to(dtype)
+    assert_near(gate(parts, dtype), gate(whole.unsqueeze(0), dtype).double())
+    residual, weight = draws(1, 2, 256, dtype=dtype, seed=1), draws(256, dtype=dtype, seed=2)
+    norm = Norm(weight=weight, epsilon=EPSILON)
+    found = add_norm(residual.clone(), parts, norm, 2)
+    assert_near(found, add_norm(residual.clone(), whole.unsqueeze(0), norm, 2).double())
+    stacks = [torch.zeros(2, 1, 4, 5, 16, device=DEVICE, dtype=dtype) for _ in range(2)]
+    half = torch.full((1, 2, 8), 0.5, device=DEVICE, dtype=dtype)
+    beginning = Beginning(residual=residual, normed=residual, cosines=half, sines=half)
+    slots = torch.tensor([[3, 1]], device=DEVICE)
+    products = [parts, whole.unsqueeze(0)]
+    queries = [
+        rotate(joint, beginning, slots, stack[0], stack[1], None) for joint, stack in zip(products, stacks, strict=True)
+    ]
+    assert_near(queries[0], queries[1].double())
+    assert_near(stacks[0], stacks[1].double())

@@ -3,30 +3,36 @@
 Runs on a CUDA device, or anywhere in Triton's interpreter, as `tests/gpu/test_tree_kernel.py` does.
 """
 
-import os
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import EOS, VOCAB_SIZE, tiny_model
-from torch import Tensor, nn
+from tests.fused_models import (
+    DEVICE,
+    HAS_CUDA,
+    IS_INTERPRETED,
+    PROMPTS,
+    SHAPES,
+    both,
+    device_tensor,
+    largest_difference,
+    lively_model,
+    make_runner,
+    make_tree,
+    prefill,
+    scores,
+)
+from tests.tiny_models import EOS
+from torch import nn
 
 from mtad.config import GenerationOptions
 from mtad.decoding import AnswerLimits, Request, RunFacts, build_decoder, generate_pieces
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.models.triton_decoder import can_fuse_layers
-from mtad.structures import RowSettings, TokenTree, ancestor_bitmask
-
-HAS_CUDA = torch.cuda.is_available()
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
-DEVICE = "cuda" if HAS_CUDA and not IS_INTERPRETED else "cpu"
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17], [18]]
-PARENTS = [[-1, -1, 0, 0, 1, 2, 3], [-1, -1, 1, 0, 0, 4, 3], [-1, 0, 1, 2, 3, 4, 5]]
-DEPTHS = [1, 1, 2, 2, 2, 3, 3]
+from mtad.structures import RowSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,108 +40,30 @@ pytestmark = [
 ]
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 
-LLAMA_3_ROTATION = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"head_dim": 16}),
-    "one key head": ("llama", {"head_dim": 64, "num_key_value_heads": 1}),
-    "tied, odd sizes": ("llama", {"head_dim": 24, "tie_word_embeddings": True, "hidden_size": 72}),
-    "biases": ("llama", {"attention_bias": True, "mlp_bias": True, "intermediate_size": 77}),
-    "llama 3": ("llama", {"head_dim": 16, "rope_parameters": LLAMA_3_ROTATION}),
-    "mistral": ("mistral", {"head_dim": 16, "sliding_window": None}),
-    "qwen2": ("qwen2", {"hidden_size": 64}),
-    "qwen3": ("qwen3", {"head_dim": 32}),
-}
-
-
-def lively_model(name: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A tiny model in which norms of ones and biases of zeros hide no swap."""
-    model = tiny_model(name, dtype=dtype, **changes)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-    return model.to(DEVICE)
-
-
-def make_runner(model: Any, **options: Any) -> TransformersRunner:
-    runner = TransformersRunner(model, **options)
-    runner.attach()
-    return runner
-
-
-def both(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> list[TransformersRunner]:
-    """The same model twice: in fused layers, and module by module."""
-    fused, modules = (lively_model(name, dtype, **changes) for _ in range(2))
-    assert can_fuse_layers(fused)
-    return [make_runner(fused), make_runner(modules, fuses=False)]
-
-
-def prefill(runner: TransformersRunner, prompts: list[list[int]], capacity: int = 60) -> Tensor:
-    longest = max(map(len, prompts))
-    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=DEVICE)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=DEVICE)
-    runner.allocate(len(prompts), capacity)
-    runner.prefill(padded, lengths - 1)
-    return padded.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
-
-
-def make_tree(rows: int) -> TokenTree:
-    generator = torch.Generator().manual_seed(1)
-    parents = torch.tensor(PARENTS[:rows])
-    tokens = torch.randint(3, VOCAB_SIZE, parents.shape, generator=generator)
-    return TokenTree(
-        tokens=tokens.to(DEVICE),
-        parents=parents.to(DEVICE),
-        depths=torch.tensor(DEPTHS, device=DEVICE),
-        joint_draft_log_probs=torch.zeros(parents.shape, device=DEVICE),
-        ancestors=ancestor_bitmask(parents).to(DEVICE),
-        winner=torch.full((rows,), 6, device=DEVICE),
-        valid=torch.ones_like(tokens, dtype=torch.bool, device=DEVICE),
-        carried=torch.zeros_like(tokens, dtype=torch.bool, device=DEVICE),
-    )
-
-
-def device_tensor(values: Any) -> Tensor:
-    return torch.tensor(values, device=DEVICE)
-
-
-def scores(runner: TransformersRunner) -> list[Tensor]:
-    """Logits of a tree, of a root behind the kept path, and of a level, over rows of different lengths."""
-    pending = prefill(runner, PROMPTS)
-    tree = make_tree(len(PROMPTS))
-    found = [runner.score_tree(pending, tree)]
-    paths = device_tensor([[0, 2, 5], [1, 2, -1], [0, 1, 2]])
-    runner.keep_path(paths, device_tensor([3, 2, 0]), device_tensor([True, True, False]))
-    found.append(runner.score_root(device_tensor([7, 8, 9]), device_tensor([9, 3, 4])))
-    level = device_tensor([[5, 6], [7, 8], [9, 10]])
-    found.append(runner.score_level(level, device_tensor([[1, 2]] * 3), 0, 1))
-    return found
-
-
-def largest_difference(got: list[Tensor], expected: list[Tensor]) -> float:
-    for one, other in zip(got, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert one.shape == other.shape
-    return max(float((one - other).abs().max()) for one, other in zip(got, expected, strict=True))
-
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_trees_roots_and_levels_score_as_the_modules_do(shape: str) -> None:
     name, changes = SHAPES[shape]
     fused, modules = both(name, **changes)
-    assert largest_difference(scores(fused), scores(modules)) < 2e-3
+    assert largest_difference(scores(fused), scores(modules)) < 5e-4
     assert fused.cache is not None
     assert modules.cache is not None
     for got, expected in zip(fused.cache.tensors(), modules.cache.tensors(), strict=True):
         torch.testing.assert_close(got[:, :, :-1], expected[:, :, :-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_own_products_score_as_the_modules_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, value in (("MAX_TOKENS", 16), ("_LEAST_TILES", 1), ("_PROGRAMS_PER_PROCESSOR", 16)):
+        monkeypatch.setattr(f"mtad.models.kernels.product_calls.{limit}", value)
+    changes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "initializer_range": 0.1,
+        "mlp_bias": name == "llama",
+    }
+    fused, modules = both(name, **changes)
+    assert largest_difference(scores(fused), scores(modules)) < 5e-4
 
 
 @pytest.mark.parametrize("shape", ["llama", "qwen3"])
@@ -174,7 +102,7 @@ def test_chosen_rows_are_followed(rows: list[int]) -> None:
 def test_long_prompts_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtad.models.runner.PREFILL_CHUNK", 4)
     fused, modules = both("llama", head_dim=16)
-    assert largest_difference(scores(fused), scores(modules)) < 2e-3
+    assert largest_difference(scores(fused), scores(modules)) < 5e-4
 
 
 def test_the_first_layers_are_the_shorter_model() -> None:
@@ -187,7 +115,7 @@ def test_the_first_layers_are_the_shorter_model() -> None:
     model = lively_model(head_dim=16, num_hidden_layers=3)
     del model.model.layers[2:]
     model.config.num_hidden_layers = 2
-    assert largest_difference(got, scores(make_runner(model, fuses=False))) < 2e-3
+    assert largest_difference(got, scores(make_runner(model, fuses=False))) < 5e-4
 
 
 def test_leading_logits_alone_are_given() -> None:
@@ -225,18 +153,18 @@ def test_what_the_kernels_do_not_know_runs_module_by_module() -> None:
 
 
 def _decode(
-    runners: list[TransformersRunner], options: GenerationOptions, max_new_tokens: int = 10
+    runners: list[TransformersRunner], options: GenerationOptions, prompts: list[list[int]], max_new_tokens: int
 ) -> tuple[Any, list[tuple[int, ...]]]:
     decoder = build_decoder(options, runners[0], runners[1], frozenset({EOS}), temperature=1.0)
-    settings = RowSettings(seed=3, temperature=1.0, top_k=8, top_p=0.9, threshold=options.threshold)
     limits = AnswerLimits(max_new_tokens=max_new_tokens, eos_token_ids=frozenset({EOS}))
+    settings = RowSettings(temperature=1.0, top_k=8, top_p=0.9, threshold=options.threshold)
     requests = [
         Request(row=row, prompt=prompt, settings=replace(settings, seed=row), limits=limits)
-        for row, prompt in enumerate(PROMPTS)
+        for row, prompt in enumerate(prompts)
     ]
     pieces = generate_pieces(decoder, requests, lambda token_ids: " ".join(map(str, token_ids)), RunFacts(method="x"))
     results = {piece.row: tuple(piece.result.token_ids) for piece in pieces if piece.result is not None}
-    return decoder, [results[row] for row in range(len(PROMPTS))]
+    return decoder, [results[row] for row in range(len(prompts))]
 
 
 def test_a_method_decodes_as_over_the_modules() -> None:
@@ -244,7 +172,7 @@ def test_a_method_decodes_as_over_the_modules() -> None:
     answers = []
     for fuses in (True, False):
         runners = [make_runner(lively_model(head_dim=16, seed=seed), fuses=fuses) for seed in (0, 1)]
-        answers.append(_decode(runners, options, max_new_tokens=4)[1])
+        answers.append(_decode(runners, options, PROMPTS, 4)[1])
     assert answers[0] == answers[1]
 
 
@@ -265,27 +193,29 @@ def test_half_widths_score_as_the_modules_do(shape: str, dtype: torch.dtype) -> 
 @needs_cuda
 @pytest.mark.parametrize("method", ["mmtad", "mtad", "speculative", "autoregressive"])
 @pytest.mark.parametrize("shape", ["llama", "qwen3"])
-def test_captured_iterations_give_the_tokens_of_those_run_one_by_one(shape: str, method: str) -> None:
+# Rows that leave change a captured batch otherwise than one that runs call by call, which 16 bits would show.
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.bfloat16, 1), (torch.float32, 3)])
+def test_captured_calls_give_the_tokens_of_plain_ones(shape: str, method: str, dtype: torch.dtype, rows: int) -> None:
     name, changes = SHAPES[shape]
-    options = GenerationOptions(method=method)
-    runners = [make_runner(lively_model(name, torch.bfloat16, seed=seed, **changes)) for seed in (0, 1)]
-    decoder, captured = _decode(runners, options)
+    options = GenerationOptions(method=method, ignore_eos=True)
+    runners = [make_runner(lively_model(name, dtype, seed=seed, **changes)) for seed in (0, 1)]
+    decoder, captured = _decode(runners, options, PROMPTS[:rows], 24)
     assert isinstance(decoder, AssistedDecoder)
     assert decoder.loop is not None
     assert decoder.loop.refusal is None
     assert decoder.loop.num_captures >= 1
-    assert captured == _decode(runners, replace(options, cuda_graphs="off"))[1]
+    assert captured == _decode(runners, replace(options, cuda_graphs="off"), PROMPTS[:rows], 24)[1]
 
 
 @needs_cuda
 def test_packing_needs_no_second_model() -> None:
-    model = lively_model(dtype=torch.bfloat16, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
-    torch.cuda.synchronize()
+    changes: dict[str, Any] = {"num_attention_heads": 16, "head_dim": 256, "num_hidden_layers": 3}
+    model = lively_model(dtype=torch.bfloat16, hidden_size=4096, intermediate_size=4096, **changes)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    largest = 2 * 1024 * 4096 * 2
+    before, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    largest = 2 * 4096 * 4096 * 2
     make_runner(model)
     assert torch.cuda.memory_allocated() <= before + (1 << 20)
     assert torch.cuda.max_memory_allocated() <= before + largest + (1 << 20)
-    assert torch.cuda.memory_reserved() <= before + 4 * largest
+    assert torch.cuda.memory_reserved() <= reserved + largest

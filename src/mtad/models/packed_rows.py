@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """One product for several linear layers.
+    """Several linear layers as one.
 
     Attributes:
         weight: `[all out_features, in_features]`; the layers' weights are its rows.
@@ -18,10 +18,6 @@ class PackedRows:
 
     weight: Tensor
     bias: Tensor | None
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., all out_features]`, the layers' outputs one behind the other."""
-        return nn.functional.linear(inputs, self.weight, self.bias)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """A Llama-like model on CUDA in few kernels a layer: four matrix products, attention, and what lies between them."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -24,10 +23,8 @@ from mtad.models.kernels.layer_calls import (
     move,
     rotate,
 )
+from mtad.models.kernels.product_calls import multiply, multiply_gated
 from mtad.models.packed_rows import PackedRows, can_pack_rows, pack_rows
-
-_ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
-_NEURON_INPUTS = ("gate_proj", "up_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +61,9 @@ class TritonDecoder:
         self._head_dim, self._scaling = int(attention.head_dim), float(attention.scaling)
         self._key_heads = int(model.config.num_key_value_heads)
         self._first_norm = _norm(inner.layers[0].input_layernorm)
+        # The larger ones first: what is freed then has the size of what comes next.
+        for layer in inner.layers:
+            pack_rows(_neuron_inputs(layer))
         followers = [*(layer.input_layernorm for layer in inner.layers[1:]), inner.norm]
         self._layers = [_layer(layer, follower) for layer, follower in zip(inner.layers, followers, strict=True)]
 
@@ -110,11 +110,19 @@ class TritonDecoder:
     ) -> Tensor:
         """One layer; grows the residual stream and returns what the next one's products take."""
         residual, (keys, values) = beginning.residual, cache
-        joint = layer.attention_inputs(normed)
+        joint = _multiply(normed, layer.attention_inputs)
         query = rotate(joint, beginning, batch.slots, keys, values, layer.head_norms)
         seen = tree_attention_kernel(query.transpose(1, 2), keys, values, batch, scaling=self._scaling)
-        normed = add_norm(residual, layer.attention_output(seen.flatten(2)), layer.inner_norm, residual.shape[1])
-        return add_norm(residual, layer.neuron_output(gate(layer.neuron_inputs(normed))), layer.next_norm, num_kept)
+        update = _multiply(seen.flatten(2), layer.attention_output)
+        normed = add_norm(residual, update, layer.inner_norm, residual.shape[1])
+        neurons = multiply_gated(normed, layer.neuron_inputs.weight, layer.neuron_inputs.bias)
+        if neurons is None:
+            neurons = gate(_multiply(normed, layer.neuron_inputs), normed.dtype)
+        return add_norm(residual, _multiply(neurons, layer.neuron_output), layer.next_norm, num_kept)
+
+
+def _multiply(inputs: Tensor, layers: PackedRows) -> Tensor:
+    return multiply(inputs, layers.weight, layers.bias)
 
 
 def can_fuse_layers(model: Any) -> bool:
@@ -148,22 +156,26 @@ def _is_plain(inner: Any) -> bool:
 
 
 def _layer_fits(layer: Any) -> bool:
-    groups: Sequence[Sequence[nn.Module]] = (
-        [getattr(layer.self_attn, name) for name in _ATTENTION_INPUTS],
-        [getattr(layer.mlp, name) for name in _NEURON_INPUTS],
-        [layer.self_attn.o_proj],
-        [layer.mlp.down_proj],
-    )
+    groups = (_attention_inputs(layer), _neuron_inputs(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj])
     return all(can_pack_rows(group) for group in groups)
 
 
+def _attention_inputs(layer: Any) -> list[nn.Linear]:
+    attention = layer.self_attn
+    return [attention.q_proj, attention.k_proj, attention.v_proj]
+
+
+def _neuron_inputs(layer: Any) -> list[nn.Linear]:
+    return [layer.mlp.gate_proj, layer.mlp.up_proj]
+
+
 def _layer(layer: Any, follower: Any) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     return _Layer(
-        attention_inputs=pack_rows([getattr(attention, name) for name in _ATTENTION_INPUTS]),
+        attention_inputs=pack_rows(_attention_inputs(layer)),
         attention_output=pack_rows([attention.o_proj]),
-        neuron_inputs=pack_rows([getattr(mlp, name) for name in _NEURON_INPUTS]),
-        neuron_output=pack_rows([mlp.down_proj]),
+        neuron_inputs=pack_rows(_neuron_inputs(layer)),
+        neuron_output=pack_rows([layer.mlp.down_proj]),
         inner_norm=_norm(layer.post_attention_layernorm),
         next_norm=_norm(follower),
         head_norms=_head_norms(attention),

@@ -12,6 +12,7 @@ from tests.tiny_models import tiny_model
 from mtad.models.cache import SlotCache
 from mtad.models.forward import ForwardBatch
 from mtad.models.kernels.launch import Tiling, tree_attention_kernel
+from mtad.models.kernels.product_calls import multiply, multiply_gated
 from mtad.models.triton_decoder import TritonDecoder
 
 pytestmark = pytest.mark.skipif(
@@ -92,6 +93,21 @@ def test_a_call_of_the_decoder_compiles(name: str, head_dim: int, dtype: torch.d
         "gate_neurons",
         "move_slots",
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 17, 64])
+def test_products_of_few_tokens_compile(
+    tokens: int, has_bias: bool, dtype: torch.dtype, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtad.models.kernels.product_calls.MAX_TOKENS", 64)
+    inputs, weight = torch.zeros(1, tokens, 2048, dtype=dtype), torch.zeros(96, 2048, dtype=dtype)
+    bias = weight[:, 0].contiguous() if has_bias else None
+    assert multiply(inputs, weight, bias).shape == (2, 1, tokens, 96)
+    gated = multiply_gated(inputs, weight, bias)
+    assert (gated is None) == has_bias
+    assert compiled == ["multiply_rows"] + ["multiply_and_gate"] * (not has_bias)
 
 
 @pytest.mark.parametrize("queries", [1, 17, 64])

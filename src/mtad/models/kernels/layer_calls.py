@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mtad.models.kernels.launch import power_of_two
@@ -95,7 +96,7 @@ def add_norm(residual: Tensor, update: Tensor, norm: Norm, num_kept: int) -> Ten
 
     Args:
         residual: `[rows, queries, hidden]`; those tokens are changed in place, the others may be left.
-        update: What to add, of the same shape.
+        update: What to add, `[splits, rows, queries, hidden]`, contiguous.
         norm: The norm.
         num_kept: How many.
 
@@ -114,8 +115,10 @@ def add_norm(residual: Tensor, update: Tensor, norm: Norm, num_kept: int) -> Ten
         norm.epsilon,
         queries,
         num_kept,
+        update.stride(0),
         HIDDEN=hidden,
         PADDED_HIDDEN=power_of_two(hidden),
+        NUM_SPLITS=len(update),
         num_warps=_warps(hidden),
     )
     return normed
@@ -127,7 +130,7 @@ def rotate(
     """Split queries, keys and values; keys and values go to the cache.
 
     Args:
-        joint: `[rows, queries, (heads + 2 * key_heads) * head_dim]`, contiguous.
+        joint: `[splits, rows, queries, (heads + 2 * key_heads) * head_dim]`, contiguous.
         beginning: Where cosines and sines are.
         slots: Where keys and values go, `[rows, queries]` int64, contiguous.
         keys: The rows' cache, `[rows, key_heads, slots, head_dim]`, written to.
@@ -139,23 +142,24 @@ def rotate(
     """
     from mtad.models.kernels.layers import rotate_and_store
 
-    rows, queries, width = joint.shape
+    splits, rows, queries, width = joint.shape
     key_heads, head_dim = keys.shape[1], keys.shape[3]
     assert keys.stride() == values.stride()
     heads = width // head_dim - 2 * key_heads
-    query = joint.new_empty(rows, queries, heads, head_dim)
+    query = keys.new_empty(rows, queries, heads, head_dim)
     rotate_and_store[(rows * queries, -(-(heads + 2 * key_heads) // _TILE_HEADS))](
         joint,
         beginning.cosines,
         beginning.sines,
-        joint if norms is None else norms.query,
-        joint if norms is None else norms.key,
+        keys if norms is None else norms.query,
+        keys if norms is None else norms.key,
         slots,
         query,
         keys,
         values,
         0.0 if norms is None else norms.epsilon,
         queries,
+        joint.stride(0),
         *keys.stride()[:3],
         HEADS=heads,
         KEY_HEADS=key_heads,
@@ -164,19 +168,22 @@ def rotate(
         PADDED_HALF=power_of_two(head_dim // 2),
         TILE_HEADS=_TILE_HEADS,
         HAS_NORMS=norms is not None,
+        NUM_SPLITS=splits,
         num_warps=4,
     )
     return query
 
 
-def gate(joint: Tensor) -> Tensor:
-    """`silu(gate) * up` of `[..., 2 * neurons]`, contiguous, gates first: `[..., neurons]`."""
+def gate(joint: Tensor, dtype: torch.dtype) -> Tensor:
+    """`silu(gate) * up`, `[rows, queries, neurons]`, of a contiguous `[splits, rows, queries, 2 * neurons]`."""
     from mtad.models.kernels.layers import gate_neurons
 
-    neurons = joint.shape[-1] // 2
-    output = joint.new_empty(*joint.shape[:-1], neurons)
-    grid = (joint.numel() // (2 * neurons), -(-neurons // _TILE_NEURONS))
-    gate_neurons[grid](joint, output, NEURONS=neurons, TILE=_TILE_NEURONS, num_warps=4)
+    splits, rows, queries, width = joint.shape
+    neurons = width // 2
+    output = joint.new_empty(rows, queries, neurons, dtype=dtype)
+    gate_neurons[(rows * queries, -(-neurons // _TILE_NEURONS))](
+        joint, output, joint.stride(0), NEURONS=neurons, TILE=_TILE_NEURONS, NUM_SPLITS=splits, num_warps=4
+    )
     return output
 
 

@@ -14,6 +14,15 @@ def root_mean_square_norm(values, weights, epsilon, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def joined(pointer, offsets, mask, split_stride, NUM_SPLITS: tl.constexpr):
+    """The sum of a product's splits, float32."""
+    total = tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    for split in tl.static_range(1, NUM_SPLITS):
+        total += tl.load(pointer + split * split_stride + offsets, mask=mask, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def begin_tokens(
     token_pointer,
     position_pointer,
@@ -64,19 +73,22 @@ def add_and_normalise(
     epsilon,
     num_queries,
     num_kept,
+    split_stride,
     HIDDEN: tl.constexpr,
     PADDED_HIDDEN: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
 ):
     """Add a product to the residual stream, in place, and normalise the sum of the last tokens of every row.
 
-    The grid is (rows * kept,). Residual and update are `[rows, queries, hidden]`, normed rows `[rows, kept, hidden]`.
+    The grid is (rows * kept,). The residual is `[rows, queries, hidden]`, the update `[splits, rows, queries, hidden]`,
+    normed rows are `[rows, kept, hidden]`.
     """
     place = tl.program_id(0).to(tl.int64)
     source = place // num_kept * num_queries + (num_queries - num_kept) + place % num_kept
     channels = tl.arange(0, PADDED_HIDDEN)
     is_channel = channels < HIDDEN
     residual = tl.load(residual_pointer + source * HIDDEN + channels, mask=is_channel, other=0.0)
-    update = tl.load(update_pointer + source * HIDDEN + channels, mask=is_channel, other=0.0)
+    update = joined(update_pointer, source * HIDDEN + channels, is_channel, split_stride, NUM_SPLITS).to(residual.dtype)
     weights = tl.load(weight_pointer + channels, mask=is_channel, other=0.0)
     total = (residual.to(tl.float32) + update.to(tl.float32)).to(residual_pointer.dtype.element_ty)
     normed = root_mean_square_norm(total, weights, epsilon, HIDDEN)
@@ -108,6 +120,7 @@ def rotate_and_store(
     value_pointer,
     epsilon,
     num_queries,
+    split_stride,
     row_stride,
     head_stride,
     slot_stride,
@@ -118,12 +131,13 @@ def rotate_and_store(
     PADDED_HALF: tl.constexpr,
     TILE_HEADS: tl.constexpr,
     HAS_NORMS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
 ):
     """Split a joint product: rotated queries to a tensor, rotated keys and plain values to the cache.
 
-    The grid is (rows * queries, tiles of heads). The product is `[rows, queries, heads + 2 * key_heads, head_dim]`,
-    the queries `[rows, queries, heads, head_dim]`; keys and values `[rows, key_heads, slots, head_dim]` have the same
-    strides, 1 in the last dimension.
+    The grid is (rows * queries, tiles of heads). The product is `[splits, rows, queries, heads + 2 * key_heads,
+    head_dim]`, the queries are `[rows, queries, heads, head_dim]`; keys and values `[rows, key_heads, slots, head_dim]`
+    have the same strides, 1 in the last dimension.
     """
     place = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * TILE_HEADS + tl.arange(0, TILE_HEADS)
@@ -132,9 +146,11 @@ def rotate_and_store(
     is_query = (heads < HEADS)[:, None] & is_half
     is_key = ((heads >= HEADS) & (heads < HEADS + KEY_HEADS))[:, None] & is_half
     is_value = ((heads >= HEADS + KEY_HEADS) & (heads < HEADS + 2 * KEY_HEADS))[:, None] & is_half
-    source = joint_pointer + place * ((HEADS + 2 * KEY_HEADS) * HEAD_DIM) + heads[:, None] * HEAD_DIM + half[None, :]
-    first = tl.load(source, mask=is_query | is_key | is_value, other=0.0)
-    second = tl.load(source + HALF, mask=is_query | is_key | is_value, other=0.0)
+    is_there = is_query | is_key | is_value
+    source = place * ((HEADS + 2 * KEY_HEADS) * HEAD_DIM) + heads[:, None] * HEAD_DIM + half[None, :]
+    kind = query_pointer.dtype.element_ty
+    first = joined(joint_pointer, source, is_there, split_stride, NUM_SPLITS).to(kind)
+    second = joined(joint_pointer, source + HALF, is_there, split_stride, NUM_SPLITS).to(kind)
 
     turned_first, turned_second = first, second
     if HAS_NORMS:
@@ -149,7 +165,6 @@ def rotate_and_store(
     cosines = tl.load(cosine_pointer + place * HALF + half, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
     sines = tl.load(sine_pointer + place * HALF + half, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
     wide_first, wide_second = turned_first.to(tl.float32), turned_second.to(tl.float32)
-    kind = first.dtype
     rotated_first = (wide_first * cosines).to(kind).to(tl.float32) - (wide_second * sines).to(kind).to(tl.float32)
     rotated_second = (wide_second * cosines).to(kind).to(tl.float32) + (wide_first * sines).to(kind).to(tl.float32)
 
@@ -167,22 +182,35 @@ def rotate_and_store(
 
 
 @triton.jit
-def gate_neurons(joint_pointer, output_pointer, NEURONS: tl.constexpr, TILE: tl.constexpr):
+def gated(gate, up, kind: tl.constexpr):
+    """`silu(gate) * up` of float32 numbers, each rounded to `kind` before and after."""
+    gate = gate.to(kind).to(tl.float32)
+    opened = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)
+    return (opened * up.to(kind).to(tl.float32)).to(kind)
+
+
+@triton.jit
+def gate_neurons(
+    joint_pointer,
+    output_pointer,
+    split_stride,
+    NEURONS: tl.constexpr,
+    TILE: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+):
     """`silu(gate) * up` of a joint product.
 
-    The grid is (tokens, tiles of neurons). The product is `[tokens, 2 * neurons]`, gates first, the output
+    The grid is (tokens, tiles of neurons). The product is `[splits, tokens, 2 * neurons]`, gates first, the output
     `[tokens, neurons]`.
     """
     place = tl.program_id(0).to(tl.int64)
     neurons = tl.program_id(1) * TILE + tl.arange(0, TILE)
     is_neuron = neurons < NEURONS
-    source = joint_pointer + place * (2 * NEURONS) + neurons
-    gate = tl.load(source, mask=is_neuron, other=0.0)
-    up = tl.load(source + NEURONS, mask=is_neuron, other=0.0).to(tl.float32)
-    wide = gate.to(tl.float32)
-    opened = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype).to(tl.float32)
-    target = output_pointer + place * NEURONS + neurons
-    tl.store(target, (opened * up).to(output_pointer.dtype.element_ty), mask=is_neuron)
+    source = place * (2 * NEURONS) + neurons
+    gate = joined(joint_pointer, source, is_neuron, split_stride, NUM_SPLITS)
+    up = joined(joint_pointer, source + NEURONS, is_neuron, split_stride, NUM_SPLITS)
+    kept = gated(gate, up, output_pointer.dtype.element_ty)
+    tl.store(output_pointer + place * NEURONS + neurons, kept, mask=is_neuron)
 
 
 @triton.jit
