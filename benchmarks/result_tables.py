@@ -91,6 +91,7 @@ TABLES = (
         "spider", ("results_spider.json", "results_spider_seeds.json"), (CONTENDER, *SCORE, *DECODING, BATCH_SPEED)
     ),
     ResultTable("dial", ("results_threshold.json",), (TASK, CONTENDER, *SCORE[:1], *DECODING)),
+    ResultTable("dial sql", ("results_threshold_sql.json",), (CONTENDER, *SCORE[:2], *DECODING)),
     ResultTable("auxiliary size", ("results_auxiliary_size.json",), (CONTENDER, *DECODING)),
     ResultTable("approximation", ("results_approximation.json",), SHARES, rows="shares"),
 )

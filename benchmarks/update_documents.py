@@ -210,8 +210,7 @@ def documents() -> Iterator[tuple[Path, str]]:
         records = [read_json(RECORDS / name) for name in result.records]
         texts[RESULTS] = between(texts[RESULTS], result.name, result_tables.result_lines(result, records))
     claims = {
-        name: read_json(RECORDS / name)
-        for name in (result_tables.SPEED, result_tables.QUALITY, result_tables.SPIDER)
+        name: read_json(RECORDS / name) for name in (result_tables.SPEED, result_tables.QUALITY, result_tables.SPIDER)
     }
     texts[RESULTS] = between(texts[RESULTS], "paper", result_tables.paper_lines(claims))
     for name, make, record in (
