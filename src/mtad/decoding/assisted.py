@@ -16,8 +16,9 @@ from mtad.decoding.stages import stage
 from mtad.drafting import Drafter, NoDrafter, limit_tree
 from mtad.models.graphs import Capture, ReplayLoop, places_of, places_of_rows
 from mtad.models.runner import ModelRunner
-from mtad.sampling import warp_logits
+from mtad.sampling import draw_ahead, warp_logits
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.results import TopLogProbs
 from mtad.structures.rows import RowSettings
 from mtad.structures.steps import StepObserver, StepRecord
@@ -154,6 +155,9 @@ class AssistedDecoder(Decoder):
         started = perf_counter()
         is_drafted = self._depth != 0
         drafter = self.drafter if is_drafted else NoDrafter()
+        levels = min(drafter.gamma, rows.deepest)
+        # As many numbers a level as beams, or as a rule draws for the nodes of a chain.
+        rows = draw_ahead(rows, levels, max(levels, drafter.num_slots // max(drafter.gamma, 1), 1))
         verifier = self.verifier if is_drafted else TargetOnly()
         with stage("draft"):
             tree = limit_tree(drafter.draft(self.previous, self.pending, rows), rows)
@@ -207,9 +211,8 @@ class AssistedDecoder(Decoder):
 
     def _advance(self, tokens: Tensor, acceptance: Acceptance, active: Tensor) -> None:
         """Make the new last token pending, where the captured call finds it again."""
-        end = acceptance.num_accepted.unsqueeze(1)
-        last_kept = tokens.gather(1, (end - 1).clamp(min=0)).squeeze(1)
-        previous = torch.where(acceptance.num_accepted > 0, last_kept, self.pending)
+        text = torch.cat([self.pending.unsqueeze(1), tokens], 1)
+        previous = text.gather(1, acceptance.num_accepted.unsqueeze(1)).squeeze(1)
         self.previous.copy_(torch.where(active, previous, self.previous))
         self.pending.copy_(torch.where(active, acceptance.next_tokens, self.pending))
 
@@ -220,9 +223,10 @@ class AssistedDecoder(Decoder):
 
         A token where nothing was allowed to follow is -1.
         """
-        batch = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+        batch = first_numbers(len(tokens), tokens.device).unsqueeze(1)
         end = acceptance.num_accepted.unsqueeze(1)
-        scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
+        # Behind the kept path this says the pending token, which is as good as any.
+        scored_after = torch.nn.functional.pad(acceptance.path_nodes + 1, (1, 0))
         after = logits[batch, scored_after]
         log_probs = unwarped_log_probs(after, tokens)
         if is_dead_end is not None:

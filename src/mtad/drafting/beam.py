@@ -5,9 +5,10 @@ from torch import Tensor
 
 from mtad.drafting.beams import Beams, BeamSampler
 from mtad.drafting.chain import chain_tree
-from mtad.drafting.limits import within_limits
+from mtad.drafting.limits import binds, within_limits
 from mtad.models.runner import ModelRunner
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, node_bits, path_to
 
@@ -36,8 +37,10 @@ class BeamDrafter:
     def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
         """See `Drafter.draft`."""
         tree = assemble_tree(self.draw_levels(previous, pending, rows), rows)
+        if self.keep_tree:
+            return tree
         self._winner_path, _ = path_to(tree, tree.winner)
-        return tree if self.keep_tree else _winner_chain(tree, self._winner_path)
+        return _winner_chain(tree, self._winner_path)
 
     def draw_levels(self, previous: Tensor, pending: Tensor, rows: RowControls) -> list[Beams]:
         """The beams of every depth that a row drafts, with their ancestor bits."""
@@ -74,8 +77,10 @@ def assemble_tree(levels: list[Beams], rows: RowControls) -> TokenTree:
     first_parents = torch.full_like(levels[0].origins, -1)
     parents = torch.cat([first_parents, *(beams.origins + index * width for index, beams in enumerate(levels[1:]))], 1)
     joint = torch.cat([beams.joint for beams in levels], 1)
-    depths = torch.arange(1, len(levels) + 1, device=joint.device).repeat_interleave(width)
-    valid = (joint > -torch.inf) & within_limits(parents, depths, joint, rows)
+    depths = first_numbers(len(levels), joint.device, 1).repeat_interleave(width)
+    valid = joint > -torch.inf
+    if binds(rows, len(levels)):
+        valid = valid & within_limits(parents, depths, joint, rows)
     last = torch.where(valid, depths, 0).amax(1, keepdim=True)
     weights = torch.cat([beams.weights for beams in levels], 1)
     return TokenTree(

@@ -6,6 +6,7 @@ from torch import Tensor
 from mtad.models.runner import ModelRunner
 from mtad.sampling import Stream, draw_categorical, uniform, warp_logits
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
 
@@ -68,7 +69,7 @@ def chain_tree(
         valid: As in `TokenTree`; all true when None.
         carried: As in `TokenTree`; all false when None.
     """
-    nodes = torch.arange(tokens.shape[1], device=tokens.device)
+    nodes = first_numbers(tokens.shape[1], tokens.device)
     return TokenTree(
         tokens=tokens,
         parents=(nodes - 1).expand_as(tokens),

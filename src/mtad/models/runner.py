@@ -8,6 +8,7 @@ from torch import Tensor
 from mtad.errors import UnsupportedModelError
 from mtad.models.cached_rows import CachedRows
 from mtad.models.forward import ForwardBatch
+from mtad.structures.constants import first_numbers
 from mtad.structures.tree import TokenTree
 
 PREFILL_CHUNK = 512
@@ -72,7 +73,7 @@ class ModelRunner(CachedRows):
             counts: Tokens to cache per row, `[batch]` int64; may be 0.
             longest: No row has more cached tokens afterwards.
         """
-        order = torch.arange(token_ids.shape[1], device=self.device)
+        order = first_numbers(token_ids.shape[1], self.device)
         inside = order < counts.unsqueeze(1)
         positions = self.lengths.unsqueeze(1) + order
         self.forward(
@@ -103,12 +104,13 @@ class ModelRunner(CachedRows):
         """
         positions = torch.stack([self.lengths - 1, self.lengths], 1)
         slots = torch.where(positions < 0, self.num_slots - 1, positions)
+        inside = positions.clamp(min=0)
         batch = ForwardBatch(
             tokens=torch.stack([torch.where(self.lengths > 0, previous, pending), pending], 1),
-            positions=positions.clamp(min=0),
+            positions=inside,
             slots=slots,
-            prefix_lengths=positions.clamp(min=0) + 1,
-            ancestors=torch.zeros_like(positions),
+            prefix_lengths=inside + 1,
+            ancestors=first_numbers(1, self.device).expand_as(positions),
             tree_starts=self.lengths + 1,
             num_slots=self._visible(1),
             num_logits=1,
@@ -127,15 +129,15 @@ class ModelRunner(CachedRows):
         Returns:
             `[batch, width, vocab]`.
         """
-        nodes = torch.arange(first_node, first_node + tokens.shape[1], device=self.device)
         base = self.lengths.unsqueeze(1)
+        tree_starts = self.lengths + 1
         batch = ForwardBatch(
             tokens=tokens,
             positions=(base + depth).expand_as(tokens),
-            slots=base + 1 + nodes,
-            prefix_lengths=(base + 1).expand_as(tokens),
+            slots=base + first_numbers(tokens.shape[1], self.device, 1 + first_node),
+            prefix_lengths=tree_starts.unsqueeze(1).expand_as(tokens),
             ancestors=ancestors,
-            tree_starts=self.lengths + 1,
+            tree_starts=tree_starts,
             num_slots=self._visible(1 + first_node + tokens.shape[1]),
             num_logits=tokens.shape[1],
         )
@@ -152,15 +154,22 @@ class ModelRunner(CachedRows):
             `[batch, 1 + nodes, vocab]`; entry 0 belongs to the pending token.
         """
         base = self.lengths.unsqueeze(1)
-        tokens = torch.cat([pending.unsqueeze(1), tree.tokens], 1)
-        depths = torch.cat([torch.zeros_like(base), tree.depths], 1)
+        tree_starts = self.lengths + 1
+        root = first_numbers(1, self.device).expand_as(base)
+        if tree.num_nodes:
+            tokens = torch.cat([pending.unsqueeze(1), tree.tokens], 1)
+            positions = base + torch.cat([root, tree.depths], 1)
+            slots = base + first_numbers(tokens.shape[1], self.device)
+            ancestors = torch.cat([root, tree.ancestors], 1)
+        else:
+            tokens, positions, slots, ancestors = pending.unsqueeze(1), base, base, root
         batch = ForwardBatch(
             tokens=tokens,
-            positions=base + depths,
-            slots=base + torch.arange(tokens.shape[1], device=self.device),
-            prefix_lengths=(base + 1).expand_as(tokens),
-            ancestors=torch.cat([torch.zeros_like(base), tree.ancestors], 1),
-            tree_starts=self.lengths + 1,
+            positions=positions,
+            slots=slots,
+            prefix_lengths=tree_starts.unsqueeze(1).expand_as(tokens),
+            ancestors=ancestors,
+            tree_starts=tree_starts,
             num_slots=self._visible(tokens.shape[1]),
             num_logits=tokens.shape[1],
         )
@@ -175,13 +184,13 @@ class ModelRunner(CachedRows):
             active: Rows to advance, `[batch]` bool; the others stay as they are.
         """
         depth = path_nodes.shape[1]
+        num_new = torch.where(active, num_accepted + 1, 0)
         if depth:
-            order = torch.arange(depth, device=self.device)
-            targets = self.lengths.unsqueeze(1) + 1 + order
-            kept = (order < num_accepted.unsqueeze(1)) & active.unsqueeze(1)
-            sources = torch.where(kept, self.lengths.unsqueeze(1) + 1 + path_nodes, targets)
-            self._move_slots(sources, targets)
-        self.lengths.add_(torch.where(active, num_accepted + 1, 0))
+            order = first_numbers(depth, self.device, 1)
+            is_kept = order < num_new.unsqueeze(1)
+            base = self.lengths.unsqueeze(1)
+            self._move_slots(base + torch.where(is_kept, path_nodes + 1, order), base + order)
+        self.lengths.add_(num_new)
         self.use.longest += depth + 1
 
     def refeed(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtad.sampling.best import best_logits
 from mtad.sampling.nucleus import filter_unsorted
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 
 _FIRST_LOOK = 256
@@ -106,14 +107,18 @@ def _filter_sorted(scores: Tensor, rows: RowControls, normaliser: Tensor | None 
 
     The normaliser, natural log, is that of all tokens, where `scores` holds only the best of them.
     """
-    ranks = torch.arange(scores.shape[-1], device=scores.device)
-    top_ks = _per_row(rows.top_ks, scores)
-    scores = scores.masked_fill((ranks >= top_ks) & (top_ks > 0), -torch.inf)
+    if rows.has_mixed_top_k:
+        top_ks = _per_row(rows.top_ks, scores)
+        ranks = first_numbers(scores.shape[-1], scores.device)
+        scores = scores.masked_fill((ranks >= top_ks) & (top_ks > 0), -torch.inf)
     if rows.has_top_p:
         probs = scores.softmax(-1) if normaliser is None else (scores - normaliser).exp()
         mass_before = probs.cumsum(-1) - probs
         top_ps = _per_row(rows.top_ps, scores)
-        outside = (mass_before >= top_ps) & (top_ps < 1) & (ranks > 0)
+        # No mass lies before the first token, so it stays.
+        outside = mass_before >= top_ps
+        if rows.has_full_top_p:
+            outside = outside & (top_ps < 1)
         scores = scores.masked_fill(outside, -torch.inf)
     if rows.has_min_p:
         scores = scores.masked_fill(scores - scores[..., :1] < _per_row(rows.min_ps, scores).log(), -torch.inf)
