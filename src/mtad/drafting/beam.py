@@ -8,6 +8,7 @@ from mtad.drafting.chain import chain_tree
 from mtad.drafting.limits import binds, within_limits
 from mtad.models.runner import ModelRunner
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.between_calls import between_calls
 from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, node_bits, path_to
@@ -36,29 +37,28 @@ class BeamDrafter:
 
     def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
         """See `Drafter.draft`."""
-        tree = assemble_tree(self.draw_levels(previous, pending, rows), rows)
+        levels = self.draw_levels(previous, pending, rows)
         if self.keep_tree:
-            return tree
-        self._winner_path, _ = path_to(tree, tree.winner)
-        return _winner_chain(tree, self._winner_path)
+            return assemble_tree(levels, rows)
+        tree, self._winner_path = _winner_chain(levels, rows)
+        return tree
 
     def draw_levels(self, previous: Tensor, pending: Tensor, rows: RowControls) -> list[Beams]:
         """The beams of every depth that a row drafts, with their ancestor bits."""
         width = self.sampler.width
         logits = self.runner.score_root(previous, pending).unsqueeze(1)
         beams = Beams.root(logits)
-        ancestors = torch.zeros_like(beams.tokens)
-        levels = []
+        levels: list[Beams] = []
         deepest = min(self.gamma, rows.deepest)
         for depth in range(1, deepest + 1):
             first_node = (depth - 1) * width
-            beams = self.sampler.expand(beams, logits, rows, depth)
-            ancestors = ancestors.gather(1, beams.origins) | node_bits(first_node, width, ancestors.device)
-            beams.ancestors = ancestors
+            bits = node_bits(first_node, width, logits.device)
+            beams = _next_level(self.sampler, beams, logits, rows, self.sampler.uniforms(rows, depth), bits)
             levels.append(beams)
             if depth == deepest or rows.all_unsure(beams.joint):
                 break
-            logits = self.runner.score_level(beams.tokens, ancestors, first_node, depth)
+            assert beams.ancestors is not None
+            logits = self.runner.score_level(beams.tokens, beams.ancestors, first_node, depth)
         return levels
 
     def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
@@ -68,6 +68,19 @@ class BeamDrafter:
         self.runner.keep_path(path, acceptance.num_accepted, active)
 
 
+@between_calls
+def _next_level(
+    sampler: BeamSampler, above: Beams, logits: Tensor, rows: RowControls, uniforms: Tensor | None, own_bits: Tensor
+) -> Beams:
+    """The beams of the next depth with their ancestor bits; `own_bits` `[width]` are those of their own nodes."""
+    beams = sampler.expand_by(above, logits, rows, uniforms)
+    beams.ancestors = own_bits.expand_as(beams.tokens)
+    if above.ancestors is not None:
+        beams.ancestors = above.ancestors.gather(1, beams.origins) | beams.ancestors
+    return beams
+
+
+@between_calls
 def assemble_tree(levels: list[Beams], rows: RowControls) -> TokenTree:
     """The beams that `draw_levels` gave as one tree, `width` nodes a depth.
 
@@ -96,11 +109,16 @@ def assemble_tree(levels: list[Beams], rows: RowControls) -> TokenTree:
     )
 
 
-def _winner_chain(tree: TokenTree, path: Tensor) -> TokenTree:
+@between_calls
+def _winner_chain(levels: list[Beams], rows: RowControls) -> tuple[TokenTree, Tensor]:
+    """The winner of the beams as a tree of one path, and its nodes among all, `[batch, gamma]` int64."""
+    tree = assemble_tree(levels, rows)
+    path, _ = path_to(tree, tree.winner)
     is_there, nodes = path >= 0, path.clamp(min=0)
-    return chain_tree(
+    chain = chain_tree(
         tree.tokens.gather(1, nodes),
         tree.joint_draft_log_probs.gather(1, nodes),
         valid=is_there & tree.valid.gather(1, nodes),
         carried=is_there & tree.carried.gather(1, nodes),
     )
+    return chain, path

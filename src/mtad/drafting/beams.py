@@ -80,9 +80,17 @@ class BeamSampler:
             rows: Settings and positions of the rows.
             depth: Depth of the new beams, which counts the draws.
         """
+        return self.expand_by(beams, logits, rows, self.uniforms(rows, depth))
+
+    def uniforms(self, rows: RowControls, depth: int) -> Tensor | None:
+        """The random numbers of a depth, `[batch, width]`; None where nothing is drawn."""
+        return None if self.draw == "top" else uniform(rows, Stream.DRAFT, depth, self.width)
+
+    def expand_by(self, beams: Beams, logits: Tensor, rows: RowControls, uniforms: Tensor | None) -> Beams:
+        """`expand` by given random numbers."""
         log_probs, token_ids = self.candidates(beams, logits, rows)
         log_weights = (beams.weights.unsqueeze(-1) + log_probs).flatten(1)
-        picks, weights, is_missing = self._draw(log_weights, rows, depth)
+        picks, weights, is_missing = self._draw(log_weights, rows, uniforms)
         origins = torch.div(picks, log_probs.shape[-1], rounding_mode="floor")
         tokens = token_ids.flatten(1).gather(1, picks)
         step = log_probs.flatten(1).gather(1, picks).masked_fill(is_missing, -torch.inf)
@@ -102,7 +110,7 @@ class BeamSampler:
         best = warp_candidates(logits, rows, num_best=self.width if self.draw == "top" else None)
         return carry_finished(beams, best)
 
-    def _draw(self, log_weights: Tensor, rows: RowControls, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, log_weights: Tensor, rows: RowControls, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of `width` candidates, their log weights, and where none is left, `[batch, width]` each.
 
         There the index is 0 and the log weight -inf.
@@ -112,10 +120,10 @@ class BeamSampler:
             log_weights = torch.nn.functional.pad(log_weights, (0, missing), value=-torch.inf)
         values, best = log_weights.topk(self.width, dim=1)
         is_missing = values == -torch.inf
-        if self.draw == "top":
+        if uniforms is None:
             return best.masked_fill(is_missing, 0), values, is_missing
         draw = draw_categorical if self.draw == "sample" else draw_without_replacement
-        drawn = draw(log_weights, uniform(rows, Stream.DRAFT, depth, self.width))
+        drawn = draw(log_weights, uniforms)
         picks = torch.where(rows.is_greedy.unsqueeze(1), best.masked_fill(is_missing, -1), drawn)
         is_missing = picks < 0
         picks = picks.clamp(min=0)
@@ -134,7 +142,7 @@ def carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor
     if beams.is_root:
         return candidates.log_probs, candidates.token_ids
     finished = beams.finished.unsqueeze(-1)
-    others = first_numbers(candidates.log_probs.shape[-1], beams.tokens.device).bool()
+    others = first_numbers(candidates.log_probs.shape[-1], beams.tokens.device) > 0
     certain = torch.where(others, -torch.inf, 0.0)
     log_probs = torch.where(finished, certain, candidates.log_probs)
     token_ids = torch.where(finished, beams.tokens.unsqueeze(-1), candidates.token_ids)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mtad.structures.between_calls import between_calls
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, joint_above
 
@@ -25,6 +26,7 @@ def binds(rows: RowControls, depth: int) -> bool:
     return rows.has_confidence or depth > rows.shallowest
 
 
+@between_calls
 def within_limits(parents: Tensor, depths: Tensor, joint_draft_log_probs: Tensor, rows: RowControls) -> Tensor:
     """Whether a row drafts each node, `[batch, nodes]` bool.
 

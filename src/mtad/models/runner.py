@@ -8,6 +8,7 @@ from torch import Tensor
 from mtad.errors import UnsupportedModelError
 from mtad.models.cached_rows import CachedRows
 from mtad.models.forward import ForwardBatch
+from mtad.structures.between_calls import between_calls
 from mtad.structures.constants import first_numbers
 from mtad.structures.tree import TokenTree
 
@@ -102,16 +103,14 @@ class ModelRunner(CachedRows):
         Returns:
             `[batch, vocab]`.
         """
-        positions = torch.stack([self.lengths - 1, self.lengths], 1)
-        slots = torch.where(positions < 0, self.num_slots - 1, positions)
-        inside = positions.clamp(min=0)
+        ends, tokens, positions, prefix_lengths, tree_starts = _root_places(self.lengths, previous, pending)
         batch = ForwardBatch(
-            tokens=torch.stack([torch.where(self.lengths > 0, previous, pending), pending], 1),
-            positions=inside,
-            slots=slots,
-            prefix_lengths=inside + 1,
+            tokens=tokens,
+            positions=positions,
+            slots=torch.where(ends < 0, self.num_slots - 1, ends),
+            prefix_lengths=prefix_lengths,
             ancestors=first_numbers(1, self.device).expand_as(positions),
-            tree_starts=self.lengths + 1,
+            tree_starts=tree_starts,
             num_slots=self._visible(1),
             num_logits=1,
         )
@@ -153,16 +152,9 @@ class ModelRunner(CachedRows):
         Returns:
             `[batch, 1 + nodes, vocab]`; entry 0 belongs to the pending token.
         """
-        base = self.lengths.unsqueeze(1)
-        tree_starts = self.lengths + 1
-        root = first_numbers(1, self.device).expand_as(base)
-        if tree.num_nodes:
-            tokens = torch.cat([pending.unsqueeze(1), tree.tokens], 1)
-            positions = base + torch.cat([root, tree.depths], 1)
-            slots = base + first_numbers(tokens.shape[1], self.device)
-            ancestors = torch.cat([root, tree.ancestors], 1)
-        else:
-            tokens, positions, slots, ancestors = pending.unsqueeze(1), base, base, root
+        tokens, positions, slots, ancestors, tree_starts = _tree_places(
+            self.lengths, pending, tree.tokens, tree.depths, tree.ancestors
+        )
         batch = ForwardBatch(
             tokens=tokens,
             positions=positions,
@@ -184,12 +176,9 @@ class ModelRunner(CachedRows):
             active: Rows to advance, `[batch]` bool; the others stay as they are.
         """
         depth = path_nodes.shape[1]
-        num_new = torch.where(active, num_accepted + 1, 0)
+        sources, targets, num_new = _kept_places(self.lengths, path_nodes, num_accepted, active)
         if depth:
-            order = first_numbers(depth, self.device, 1)
-            is_kept = order < num_new.unsqueeze(1)
-            base = self.lengths.unsqueeze(1)
-            self._move_slots(base + torch.where(is_kept, path_nodes + 1, order), base + order)
+            self._move_slots(sources, targets)
         self.lengths.add_(num_new)
         self.use.longest += depth + 1
 
@@ -217,3 +206,40 @@ class ModelRunner(CachedRows):
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Write the tokens' keys; returns the logits of the last `num_logits` tokens, `[batch, num_logits, vocab]`."""
+
+
+@between_calls
+def _root_places(lengths: Tensor, previous: Tensor, pending: Tensor) -> tuple[Tensor, ...]:
+    """Places of the last two tokens, -1 for none, their tokens, positions and prefix lengths, and node 0's slot."""
+    ends = torch.stack([lengths - 1, lengths], 1)
+    tokens = torch.stack([torch.where(lengths > 0, previous, pending), pending], 1)
+    positions = ends.clamp(min=0)
+    return ends, tokens, positions, positions + 1, lengths + 1
+
+
+@between_calls
+def _tree_places(
+    lengths: Tensor, pending: Tensor, nodes: Tensor, depths: Tensor, ancestors: Tensor
+) -> tuple[Tensor, ...]:
+    """Tokens, positions, slots and ancestor bits of pending token and nodes, and the slot of node 0."""
+    base, first = lengths.unsqueeze(1), pending.unsqueeze(1)
+    root = first_numbers(1, lengths.device).expand_as(base)
+    if nodes.shape[1] == 0:
+        return first, base, base, root, lengths + 1
+    tokens = torch.cat([first, nodes], 1)
+    slots = base + first_numbers(tokens.shape[1], lengths.device)
+    return tokens, base + torch.cat([root, depths], 1), slots, torch.cat([root, ancestors], 1), lengths + 1
+
+
+@between_calls
+def _kept_places(
+    lengths: Tensor, path_nodes: Tensor, num_accepted: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slots of the kept nodes, those that they move to, `[batch, gamma]` each, and new tokens of each row."""
+    num_new = torch.where(active, num_accepted + 1, 0)
+    if path_nodes.shape[1] == 0:
+        return path_nodes, path_nodes, num_new
+    order = first_numbers(path_nodes.shape[1], lengths.device, 1)
+    base = lengths.unsqueeze(1)
+    moved = torch.where(order < num_new.unsqueeze(1), path_nodes + 1, order)
+    return base + moved, base + order, num_new

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mtad.structures.between_calls import between_calls, is_traced
 from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 
@@ -93,16 +94,22 @@ Purposes = tuple[tuple[Stream, int], ...]
 
 def _numbers(seeds: Tensor, positions: Tensor, purposes: Purposes, count: int) -> Tensor:
     """`[..., purposes, count]` float64 for seeds and positions `[...]` int64."""
+    purpose_steps = _steps(tuple(int(stream) * 4096 + depth for stream, depth in purposes), seeds.device)
+    return _mixed(seeds, positions, purpose_steps, _steps(tuple(range(1, count + 1)), seeds.device))
+
+
+@between_calls
+def _mixed(seeds: Tensor, positions: Tensor, purpose_steps: Tensor, index_steps: Tensor) -> Tensor:
     key = _mix(seeds * _INCREMENT + _INCREMENT)
     key = _mix(key + positions * _INCREMENT)
-    key = _mix(key.unsqueeze(-1) + _steps(tuple(int(stream) * 4096 + depth for stream, depth in purposes), key.device))
-    bits = _mix(key.unsqueeze(-1) + _steps(tuple(range(1, count + 1)), key.device))
+    key = _mix(key.unsqueeze(-1) + purpose_steps)
+    bits = _mix(key.unsqueeze(-1) + index_steps)
     return (_shift_right(bits, 32).double() + 0.5) / 4294967296.0
 
 
 def _steps(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """So many increments each, wrapped into int64, `[counts]`; not to be written to."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         return _made_steps(counts, device)
     return _kept_steps(counts, device)
 

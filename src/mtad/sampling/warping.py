@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtad.sampling.best import best_logits
 from mtad.sampling.nucleus import filter_unsorted
+from mtad.structures.between_calls import between_calls, is_traced
 from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 
@@ -35,6 +36,7 @@ class Candidates:
         return full.scatter_(-1, self.token_ids, self.log_probs)
 
 
+@between_calls
 def warp_logits(logits: Tensor, rows: RowControls) -> Tensor:
     """Warped log-probabilities over the whole vocabulary.
 
@@ -70,7 +72,7 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
     if has_filter and not rows.has_some_top_k:
         if num_best is not None and _stays_unsorted(logits, rows):
             return Candidates(*warp_logits(logits, rows).topk(wanted, dim=-1), vocab_size)
-        if logits.device.type == "cpu":
+        if logits.device.type == "cpu" and not is_traced():
             return _first_survivors(logits, rows, wanted)
     kept = min(rows.max_top_k, vocab_size) or (vocab_size if has_filter else wanted)
     values, token_ids = best_logits(logits, kept)

@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mtad.structures.between_calls import is_traced
+
 _MOST_NUMBERS = 1024
 _NUM_BITS = 64
 
@@ -14,14 +16,14 @@ def first_numbers(count: int, device: torch.device, start: int = 0) -> Tensor:
 
     A compiler is shown how they come about, for it can do without the memory.
     """
-    if start + count > _MOST_NUMBERS or torch.compiler.is_compiling():
+    if start + count > _MOST_NUMBERS or is_traced():
         return torch.arange(start, start + count, device=device)
     return _numbers(device)[start : start + count]
 
 
 def single_bits(count: int, device: torch.device, start: int = 0) -> Tensor:
     """Bit `start` alone, bit `start + 1` alone and so on, at most bit 63, `[count]` int64; not to be written to."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         numbers = torch.arange(start, start + count, device=device)
         return torch.ones_like(numbers) << numbers
     return _bits(device)[start : start + count]
