@@ -9,7 +9,7 @@ from tests.tiny_models import EOS, tiny_model
 
 from mtad.api.memory import memory_errors
 from mtad.config import GenerationOptions
-from mtad.decoding import AnswerLimits, Decoder, Request, RunFacts, build_decoder, generate_pieces
+from mtad.decoding import AnswerLimits, Decoder, Machine, Request, RunFacts, build_decoder, generate_pieces
 from mtad.decoding.assisted import AssistedDecoder
 from mtad.errors import CapacityError
 from mtad.models.transformers_runner import TransformersRunner
@@ -33,8 +33,9 @@ def _decode(options: GenerationOptions, temperature: float, device: str) -> list
     return _run(_decoder(options, temperature, device), options, temperature)
 
 
-def _decoder(options: GenerationOptions, temperature: float, device: str) -> Decoder:
-    return build_decoder(options, _runner(0, device), _runner(1, device), frozenset({EOS}), temperature=temperature)
+def _decoder(options: GenerationOptions, temperature: float, device: str, machine: Machine | None = None) -> Decoder:
+    runners = _runner(0, device), _runner(1, device)
+    return build_decoder(options, *runners, frozenset({EOS}), temperature=temperature, machine=machine)
 
 
 def _run(decoder: Decoder, options: GenerationOptions, temperature: float) -> list[GenerationResult]:
@@ -104,6 +105,53 @@ def test_captured_iterations_give_the_tokens_of_those_run_one_by_one(
     assert [result.token_ids for result in captured] == [result.token_ids for result in eager]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "autoregressive"},
+        {"method": "speculative"},
+        {"method": "mtad"},
+        {"method": "mmtad"},
+        {"method": "mmtad", "draw": "gumbel"},
+        {"verifier": "joint_expected"},
+        {"verifier": "block", "drafter": "chain"},
+        {"verifier": "traversal", "drafter": "branching_tree"},
+        {"verifier": "typical", "drafter": "dynamic_tree"},
+        {"verifier": "exact_match", "drafter": "prompt_lookup"},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_compiled_and_captured_iterations_give_the_same_tokens(changes: dict[str, Any]) -> None:
+    options, machine = GenerationOptions(**changes, compile="on"), Machine()
+    decoder = _decoder(options, 1.0, "cuda", machine)
+    compiled = _run(decoder, options, 1.0)
+    eager = _decode(replace(options, cuda_graphs="off", compile="off"), 1.0, "cuda")
+    assert isinstance(decoder, AssistedDecoder)
+    assert decoder.loop is not None
+    assert decoder.loop.refusal is None
+    assert decoder.loop.num_captures >= 1
+    assert machine.compiler.num_programs > 0
+    assert not machine.compiler.failed
+    assert [result.token_ids for result in compiled] == [result.token_ids for result in eager]
+
+
+def test_programs_made_in_the_background_are_captured_once_they_are_there() -> None:
+    options, machine = GenerationOptions(method="mmtad", compile="background"), Machine()
+    decoder = _decoder(options, 1.0, "cuda", machine)
+    before = _run(decoder, options, 1.0)
+    assert isinstance(decoder, AssistedDecoder)
+    assert decoder.loop is not None
+    captures = decoder.loop.num_captures
+    machine.background_compiler.wait()
+    after = _run(decoder, options, 1.0)
+    assert [result.token_ids for result in before] == [result.token_ids for result in after]
+    assert machine.background_compiler.generation >= 1
+    assert machine.background_compiler.num_programs > 0
+    assert not machine.background_compiler.failed
+    assert decoder.loop.refusal is None
+    assert decoder.loop.num_captures > captures
+
+
 def test_the_host_reads_once_an_iteration() -> None:
     options = GenerationOptions(method="mmtad")
     decoder = _decoder(options, 1.0, "cuda")
@@ -149,7 +197,7 @@ def test_a_guard_times_replays_by_events_and_needs_no_host() -> None:
     for _ in range(40):
         assert decoder.is_replayed
         decoder.step([True] * len(PROMPTS))
-        measured.append((decoder.loop.landed_mode, decoder.loop.landed_s))
+        measured.append((decoder.loop.landed_mode[0], decoder.loop.landed_s))
     assert decoder.loop.refusal is None
     assert {depth for depth, _ in measured} >= {0, 3}, "a plain step is measured"
     assert {depth for depth, seconds in measured if seconds is not None and seconds > 0} >= {0, 3}

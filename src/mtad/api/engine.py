@@ -220,7 +220,8 @@ class Engine:
     def resolve(self, options: GenerationOptions) -> GenerationOptions:
         """Fill what is open: sampling from the model's generation config, else 1.0 / top-k 10 / top-p 0.9; exit layers.
 
-        Where no seed is given it is 0, and `guard` auto becomes on; else it becomes off.
+        Where no seed is given it is 0, `guard` auto becomes on, and `compile` auto becomes background on CUDA. Else
+        both become off.
 
         Raises:
             ConfigError: More exit layers than the target has, or a grammar's file cannot be read.

@@ -45,8 +45,15 @@ class RequestReader:
         }
         filled["seed"] = options.seed or 0
         filled["guard"] = ("on" if options.seed is None else "off") if options.guard == "auto" else options.guard
+        filled["compile"] = self._compile_choice(options)
         filled["exit_layers"] = exit_layers(options, self._models.target)
         return replace(read_grammar_files(options), **filled)
+
+    def _compile_choice(self, options: GenerationOptions) -> str:
+        if options.compile != "auto":
+            return options.compile
+        is_free = options.seed is None and self._models.target.device.type == "cuda"
+        return "background" if is_free else "off"
 
     def constraints(
         self, options: GenerationOptions, logits_processor: Sequence[LogitsProcessor] = ()

@@ -140,9 +140,8 @@ def _write(options: argparse.Namespace, choice: "Choice", budget: "Budget", task
     others = {name: value for name, value in asdict(chosen).items() if name not in settings}
     if choice.entrant.draft is not None:
         settings["draft"] = choice.entrant.draft
-    settings |= {
-        name: value for name, value in others.items() if value != getattr(plain, name) and name not in ("seed", "guard")
-    }
+    ours = ("seed", "guard", "compile")
+    settings |= {name: value for name, value in others.items() if value != getattr(plain, name) and name not in ours}
     measured = {
         "budget": budget.text,
         "is_confirmed": choice.verdict.is_confirmed,

@@ -1,10 +1,10 @@
 """The settings of models and of decoding."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mtad.config.fields import check_settings, setting
+from mtad.config.spelling import MAX_TREE_NODES, check_strict, parse_branching, parse_logit_bias
 from mtad.errors import ConfigError
 
 METHOD_NAMES = ("mmtad", "mtad", "speculative", "autoregressive", "beam_sampling", "dynamic_beam", "mtjd")
@@ -32,7 +32,6 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
     "big_little": ("fallback_threshold", "rollback_threshold"),
 }
 """The settings that a rule reads; rules that are not listed have none."""
-MAX_TREE_NODES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +201,13 @@ class GenerationOptions:
         "CUDA: replay whole iterations as captured graphs where nothing on the host takes part, or never",
         choices=("auto", "off"),
     )
+    compile: Literal["auto", "on", "background", "off"] = setting(
+        str,
+        "auto",
+        "compile what lies between the models' calls: before the first iteration, or while answers are given; auto "
+        "does so in the background on CUDA where no seed is given, as compiled sums round differently",
+        choices=("auto", "on", "background", "off"),
+    )
     search_budget: int = setting(int, 4096, "mtjd at temperature 0: prefixes expanded per block", minimum=1)
 
     def __post_init__(self) -> None:
@@ -209,9 +215,9 @@ class GenerationOptions:
         if any(not text for text in self.stop):
             raise ConfigError("stop must not hold empty text; leave the setting out instead")
         for kind in self.strict:
-            _check_strict(kind)
-        _parse_branching(self.branching)
-        _parse_logit_bias(self.logit_bias)
+            check_strict(kind)
+        parse_branching(self.branching)
+        parse_logit_bias(self.logit_bias)
         self._check_grammars()
         if self.uses_beams and self.gamma * self.beam_width > MAX_TREE_NODES:
             raise ConfigError(
@@ -220,8 +226,13 @@ class GenerationOptions:
             )
 
     def for_measurement(self) -> "GenerationOptions":
-        """The same for what is to be repeated and compared: with a seed, and guarded only where that was asked for."""
-        return replace(self, seed=self.seed or 0, guard="off" if self.guard == "auto" else self.guard)
+        """The same for what is to be repeated and compared: with a seed, guarded or compiled only where asked for."""
+        return replace(
+            self,
+            seed=self.seed or 0,
+            guard="off" if self.guard == "auto" else self.guard,
+            compile="off" if self.compile == "auto" else self.compile,
+        )
 
     @property
     def uses_beams(self) -> bool:
@@ -233,7 +244,7 @@ class GenerationOptions:
     @property
     def branching_counts(self) -> tuple[int, ...]:
         """`branching` as numbers, root first."""
-        return _parse_branching(self.branching)
+        return parse_branching(self.branching)
 
     def _check_grammars(self) -> None:
         given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
@@ -247,53 +258,4 @@ class GenerationOptions:
     @property
     def logit_biases(self) -> dict[int, float]:
         """`logit_bias` as numbers by token id; the last of several for one token."""
-        return _parse_logit_bias(self.logit_bias)
-
-
-def _check_strict(kind: str) -> None:
-    opener, _, closer = kind.partition(",")
-    if kind not in ("code", "json") and not (opener and closer):
-        raise ConfigError(f"strict must be code, json, or two texts with a comma between, got {kind!r}")
-
-
-def _parse_branching(text: str) -> tuple[int, ...]:
-    """Read counts such as "4,2,2".
-
-    Raises:
-        ConfigError: Not whole numbers of at least 1, or a tree of too many nodes.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) <= 2 and int(part) >= 1 for part in parts):
-        raise ConfigError(
-            f"branching must be whole numbers from 1 to 64 with commas between, such as 4,2,2, got {text!r}"
-        )
-    counts = tuple(int(part) for part in parts)
-    num_nodes, level = 0, 1
-    for count in counts:
-        level *= count
-        num_nodes += level
-    if num_nodes > MAX_TREE_NODES:
-        raise ConfigError(
-            f"branching must make <= {MAX_TREE_NODES} tree nodes, got {text!r}; lower a count or drop one"
-        )
-    return counts
-
-
-def _parse_logit_bias(texts: tuple[str, ...]) -> dict[int, float]:
-    """Read pairs such as "17:-5,42:2.5".
-
-    Raises:
-        ConfigError: Not a token id and a number below infinity.
-    """
-    biases = {}
-    for pair in (part.strip() for text in texts for part in text.split(",")):
-        token, separator, value = pair.partition(":")
-        try:
-            biases[int(token)] = number = float(value)
-        except ValueError:
-            number = math.nan
-        if not separator or not token.strip().isdecimal() or not number < math.inf:
-            raise ConfigError(
-                f"logit_bias must be token ids with a number each, such as 17:-5,42:2.5 or 17:-inf, got {pair!r}"
-            )
-    return biases
+        return parse_logit_bias(self.logit_bias)

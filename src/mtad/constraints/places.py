@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mtad.structures.tree import TokenTree
+from mtad.structures.tree import TokenTree, has_bits
 
 Path = tuple[int, ...]
 
@@ -37,8 +37,7 @@ class Places:
 
     def on_path(self) -> Tensor:
         """Whether each node lies on the path to each place, `[batch, places, nodes]` bool."""
-        nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return ((self.ancestors.unsqueeze(-1) >> nodes) & 1).bool()
+        return has_bits(self.ancestors.unsqueeze(-1), self.tokens.shape[1])
 
     def paths(self) -> list[list[Path]]:
         """Drafted tokens on the way to each place, by row; the first call reads from the device."""

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from mtad.constraints import Constraints, Places
+from mtad.decoding.concluding import conclude, judge, read_outcome
 from mtad.decoding.decoder import Decoder
 from mtad.decoding.draft_guard import Clock, DraftGuard
 from mtad.decoding.draft_lag import DraftLag
-from mtad.decoding.outcome import RowOutcome, best_log_probs, refusal_probabilities, unwarped_log_probs
+from mtad.decoding.outcome import RowOutcome
 from mtad.decoding.row_policy import RowPolicy
 from mtad.decoding.stages import stage
 from mtad.drafting import Drafter, NoDrafter, limit_tree
 from mtad.models.graphs import Capture, ReplayLoop, places_of, places_of_rows
 from mtad.models.runner import ModelRunner
-from mtad.sampling import warp_logits
-from mtad.structures.acceptance import Acceptance
-from mtad.structures.results import TopLogProbs
+from mtad.models.step_compiler import StepCompiler
+from mtad.sampling import draw_ahead
+from mtad.structures.between_calls import taken_by
 from mtad.structures.rows import RowSettings
 from mtad.structures.steps import StepObserver, StepRecord
 from mtad.verification import TargetOnly, Verifier
@@ -35,6 +36,7 @@ class AssistedDecoder(Decoder):
         constraints: Those of the rows, which the drafter's model follows too; None where no row has any.
         capture: Records an iteration so that it can be replayed; None runs every iteration as it is.
         guard: Shortens drafts that do not pay, or leaves them out; None always drafts.
+        compiler: Computes what lies between the models' calls; None runs it as it is written.
 
     Attributes:
         observer: Is shown every iteration; None shows nothing and costs nothing.
@@ -56,6 +58,7 @@ class AssistedDecoder(Decoder):
         constraints: Constraints | None = None,
         capture: Capture | None = None,
         guard: DraftGuard | None = None,
+        compiler: StepCompiler | None = None,
     ) -> None:
         # A row may end up to gamma tokens past its limit and is still fed until it leaves the batch; where the host is
         # an iteration behind, it has gone on for another one by then.
@@ -65,6 +68,7 @@ class AssistedDecoder(Decoder):
         self.verifier = verifier
         self.policies: tuple[RowPolicy, ...] = tuple(policies) if guard is None else (*policies, guard)
         self.guard = guard
+        self._compiler = compiler
         self._lag = DraftLag()
         self.constraints = constraints or Constraints()
         self.gamma = drafter.gamma
@@ -106,10 +110,17 @@ class AssistedDecoder(Decoder):
         needs_host = self.observer is not None or any(policy.needs_host for policy in self.policies)
         return self.loop is not None and not needs_host and self.constraints.is_empty
 
+    @property
+    def _mode(self) -> tuple[int | None, int]:
+        """What an iteration is captured for: the guard's depth, and which of its functions are compiled."""
+        return self._depth, 0 if self._compiler is None else self._compiler.generation
+
     @torch.inference_mode()
     def step(self, active: list[bool]) -> list[RowOutcome | None]:
         """See `Decoder.step`."""
         self.constraints.begin_step(active)
+        if self._compiler is not None:
+            self._compiler.publish()
         if not self.is_replayed or self._is_behind:
             under_way = None if self.loop is None else self.loop.land()
             if under_way is not None:
@@ -119,7 +130,7 @@ class AssistedDecoder(Decoder):
         if self.loop is not None and self.is_replayed:
             for runner, _ in self._runners:
                 runner.fix_shapes()
-            landing = self.loop.run(active, self._depth)
+            landing = self.loop.run(active, self._mode)
             return self._read_landed(landing, active, self._clock() - started)
         packed = self._iterate(torch.tensor(active, device=self.target.device)).tolist()
         return self._read(packed, active, self._depth, self._clock() - started)
@@ -136,7 +147,8 @@ class AssistedDecoder(Decoder):
     @property
     def _is_behind(self) -> bool:
         """Whether the next iteration drafts and the draft has not read all it needs for that."""
-        is_passing_over = self.loop is not None and self.loop.mode_under_way == 0
+        under_way = None if self.loop is None else self.loop.mode_under_way
+        is_passing_over = under_way is not None and under_way[0] == 0
         return bool(self._depth) and (is_passing_over or self._lag.is_behind)
 
     def _catch_up(self, active: list[bool]) -> None:
@@ -147,13 +159,20 @@ class AssistedDecoder(Decoder):
             self.guard.hear_catching_up(self.guard.clock() - started)
 
     def _iterate(self, active: Tensor) -> Tensor:
-        """One iteration on the device; returns what `_pack` has for the host."""
+        """One iteration on the device; returns what `conclude` packs for the host."""
+        with taken_by(self._compiler):
+            return self._do_iterate(active)
+
+    def _do_iterate(self, active: Tensor) -> Tensor:
         rows = self.rows.at(self.target.lengths.clone())
         for policy in self.policies:
             rows = policy.apply(rows)
         started = perf_counter()
         is_drafted = self._depth != 0
         drafter = self.drafter if is_drafted else NoDrafter()
+        levels = min(drafter.gamma, rows.deepest)
+        # As many numbers a level as beams, or as a rule draws for the nodes of a chain.
+        rows = draw_ahead(rows, levels, max(levels, drafter.num_slots // max(drafter.gamma, 1), 1))
         verifier = self.verifier if is_drafted else TargetOnly()
         with stage("draft"):
             tree = limit_tree(drafter.draft(self.previous, self.pending, rows), rows)
@@ -163,9 +182,7 @@ class AssistedDecoder(Decoder):
         scored = perf_counter()
         with stage("verify"):
             allowed, is_dead_end = self.constraints.apply(logits, Places.of_tree(tree))
-            target_log_probs = warp_logits(allowed, rows)
-            acceptance = verifier.accept(tree, target_log_probs, rows)
-            refusals = refusal_probabilities(tree, target_log_probs, acceptance)
+            target_log_probs, acceptance, refusals = judge(verifier, tree, allowed, rows)
         if self.observer is not None:
             self.observer.observe(
                 StepRecord(
@@ -187,10 +204,16 @@ class AssistedDecoder(Decoder):
                 self.drafter.runner.pass_over(acceptance.next_tokens, active)
         self.times.draft_s += drafted - started
         self.times.verify_s += scored - drafted
-        tokens = acceptance.emitted_tokens(tree.tokens)
-        self.constraints.append(tokens, acceptance.num_accepted + 1, active)
-        self._advance(tokens, acceptance, active)
-        return self._pack(tokens, acceptance, logits, is_dead_end, refusals)
+        before = (self.pending, self.previous)
+        tokens, pending, previous, packed = conclude(
+            tree.tokens, acceptance, (logits, is_dead_end, refusals), before, self.target.lengths, active, self.num_top
+        )
+        if not self.constraints.is_empty:
+            self.constraints.append(tokens, acceptance.num_accepted + 1, active)
+        # In place, where the captured call finds them again.
+        self.previous.copy_(previous)
+        self.pending.copy_(pending)
+        return packed
 
     def _layout(self) -> Hashable:
         runners = tuple(runner.layout() for runner, _ in self._runners)
@@ -199,45 +222,17 @@ class AssistedDecoder(Decoder):
             *places_of([self.pending, self.previous]),
             *places_of_rows(self.rows),
             self.num_top,
-            self._depth,
+            self._mode,
         )
 
     def _want_top(self, settings: Sequence[RowSettings]) -> None:
         self.num_top = min(max(setting.top_logprobs for setting in settings), self.target.vocab_size)
 
-    def _advance(self, tokens: Tensor, acceptance: Acceptance, active: Tensor) -> None:
-        """Make the new last token pending, where the captured call finds it again."""
-        end = acceptance.num_accepted.unsqueeze(1)
-        last_kept = tokens.gather(1, (end - 1).clamp(min=0)).squeeze(1)
-        previous = torch.where(acceptance.num_accepted > 0, last_kept, self.pending)
-        self.previous.copy_(torch.where(active, previous, self.previous))
-        self.pending.copy_(torch.where(active, acceptance.next_tokens, self.pending))
-
-    def _pack(
-        self, tokens: Tensor, acceptance: Acceptance, logits: Tensor, is_dead_end: Tensor | None, refusals: Tensor
-    ) -> Tensor:
-        """Tokens, log-probabilities and lengths for the host, `[batch, columns]` float64; `_read` takes them apart.
-
-        A token where nothing was allowed to follow is -1.
-        """
-        batch = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
-        end = acceptance.num_accepted.unsqueeze(1)
-        scored_after = torch.cat([torch.zeros_like(end), acceptance.path_nodes.clamp(min=0) + 1], 1)
-        after = logits[batch, scored_after]
-        log_probs = unwarped_log_probs(after, tokens)
-        if is_dead_end is not None:
-            tokens = tokens.masked_fill(is_dead_end.gather(1, scored_after), -1)
-        ratio, lengths = acceptance.joint_log_ratio.unsqueeze(1), self.target.lengths.unsqueeze(1)
-        columns = [tokens, log_probs, end, ratio, lengths, refusals]
-        if self.num_top:
-            columns.append(best_log_probs(after, self.num_top))
-        return torch.cat([column.double() for column in columns], 1)
-
     def _read_landed(self, landed: Tensor, active: list[bool], seconds: float | None = None) -> list[RowOutcome | None]:
         """`_read` for a result of the loop; `seconds` where the call that brought it ran to its end meanwhile."""
         assert self.loop is not None
-        depth = self.loop.landed_mode
-        assert depth is None or isinstance(depth, int)
+        assert self.loop.landed_mode is not None
+        depth, _ = self.loop.landed_mode
         is_ahead = self.target.device.type == "cuda"
         return self._read(landed.tolist(), active, depth, self.loop.landed_s if is_ahead else seconds)
 
@@ -247,7 +242,7 @@ class AssistedDecoder(Decoder):
         width = (len(packed[0]) - 2) // (3 + 2 * self.num_top)
         outcomes: list[RowOutcome | None] = []
         for row, is_active in zip(packed, active, strict=True):
-            outcomes.append(_outcome(row, width, self.num_top, depth) if is_active else None)
+            outcomes.append(read_outcome(row, width, self.num_top, depth) if is_active else None)
         self.constraints.note([[] if outcome is None else outcome.tokens for outcome in outcomes])
         self.times.constraint_s = self.constraints.seconds
         if self.guard is not None and depth is not None:
@@ -260,30 +255,3 @@ class AssistedDecoder(Decoder):
         for runner, _ in self._runners:
             runner.note_longest(self.longest)
         return outcomes
-
-
-def _outcome(row: list[float], width: int, num_top: int, guarded_depth: int | None) -> RowOutcome:
-    """What `AssistedDecoder._iterate` packed for one row, up to a dead end."""
-    count = int(row[2 * width]) + 1
-    tokens = [int(token) for token in row[:count]]
-    is_dead_end = -1 in tokens
-    if is_dead_end:
-        tokens = tokens[: tokens.index(-1)]
-    num_drafted = min(count - 1, len(tokens))
-    return RowOutcome(
-        tokens=tokens,
-        num_drafted=num_drafted,
-        log_probs=row[width : width + len(tokens)],
-        joint_log_ratio=row[2 * width + 1],
-        target_calls=1,
-        refusals=row[2 * width + 3 :][:num_drafted],
-        is_dead_end=is_dead_end,
-        guarded_depth=guarded_depth,
-        top_log_probs=_top_log_probs(row[3 * width + 2 :], len(tokens), num_top) if num_top else [],
-    )
-
-
-def _top_log_probs(columns: list[float], num_tokens: int, num_top: int) -> list[TopLogProbs]:
-    """What `best_log_probs` packed, for the first tokens."""
-    places = [columns[place * 2 * num_top :][: 2 * num_top] for place in range(num_tokens)]
-    return [tuple(zip(map(int, place[:num_top]), place[num_top:], strict=True)) for place in places]

@@ -104,7 +104,12 @@ class DraftGuard:
         if self.depth in (0, self.gamma):
             return rows
         limits = rows.depth_limits.clamp(max=self.depth)
-        return replace(rows, depth_limits=limits, deepest=min(rows.deepest, self.depth))
+        return replace(
+            rows,
+            depth_limits=limits,
+            deepest=min(rows.deepest, self.depth),
+            shallowest=min(rows.shallowest, self.depth),
+        )
 
     def hear_time(self, depth: int, seconds: float | None) -> None:
         """Hear which iteration the next `note` is about.

@@ -253,7 +253,9 @@ def build_loop(
     models = [target] if auxiliary is None else [target, auxiliary]
     is_captured = options.cuda_graphs == "auto" and all(model.can_be_captured for model in models)
     capture = details.machine.capture if is_captured else None
-    return kind(target, drafter, rule, policies, constraints, capture, _guard(options, drafter, details.machine.clock))
+    guard = _guard(options, drafter, details.machine.clock)
+    compiler = details.machine.compiler_for(options.compile)
+    return kind(target, drafter, rule, policies, constraints, capture, guard, compiler)
 
 
 def _guard(options: GenerationOptions, drafter: Drafter, clock: Clock) -> DraftGuard | None:

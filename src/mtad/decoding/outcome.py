@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.results import TopLogProbs
-from mtad.structures.tree import TokenTree
+from mtad.structures.tree import TokenTree, joint_above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +106,10 @@ def refusal_probabilities(tree: TokenTree, target_log_probs: Tensor, acceptance:
     Returns:
         `[batch, gamma]`; without meaning behind a row's kept path.
     """
-    path = acceptance.path_nodes.clamp(min=0)
-    batch = torch.arange(len(path), device=path.device).unsqueeze(1)
-    parents = tree.parents.gather(1, path)
-    target_step = target_log_probs[batch, parents + 1, tree.tokens.gather(1, path)]
-    before = tree.joint_draft_log_probs.gather(1, parents.clamp(min=0)).masked_fill(parents < 0, 0.0)
-    draft_step = tree.joint_draft_log_probs.gather(1, path) - before
+    if tree.num_nodes == 0:
+        return target_log_probs.new_zeros(len(tree.parents), 0)
+    batch = first_numbers(tree.batch_size, tree.parents.device).unsqueeze(1)
+    target_step = target_log_probs[batch, tree.parents + 1, tree.tokens]
+    draft_step = tree.joint_draft_log_probs - joint_above(tree.parents, tree.joint_draft_log_probs)
     refused = 1 - (target_step - draft_step).clamp(max=0).exp()
-    return refused.masked_fill(tree.carried.gather(1, path), 0.0)
+    return refused.masked_fill(tree.carried, 0.0).gather(1, acceptance.path_nodes.clamp(min=0))

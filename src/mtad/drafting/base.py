@@ -54,7 +54,8 @@ class NoDrafter:
 
     def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
         """A tree without nodes."""
-        empty = torch.zeros(len(pending), 0, dtype=torch.int64, device=pending.device)
+        empty = pending.new_empty(len(pending), 0)
+        nothing = empty.bool()
         return TokenTree(
             tokens=empty,
             parents=empty,
@@ -62,8 +63,8 @@ class NoDrafter:
             joint_draft_log_probs=empty.float(),
             ancestors=empty,
             winner=torch.full_like(pending, -1),
-            valid=empty.bool(),
-            carried=empty.bool(),
+            valid=nothing,
+            carried=nothing,
             depth=0,
         )
 

@@ -5,9 +5,11 @@ from torch import Tensor
 
 from mtad.drafting.beams import Beams, BeamSampler
 from mtad.drafting.chain import chain_tree
-from mtad.drafting.limits import within_limits
+from mtad.drafting.limits import binds, within_limits
 from mtad.models.runner import ModelRunner
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.between_calls import between_calls
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, node_bits, path_to
 
@@ -35,27 +37,28 @@ class BeamDrafter:
 
     def draft(self, previous: Tensor, pending: Tensor, rows: RowControls) -> TokenTree:
         """See `Drafter.draft`."""
-        tree = assemble_tree(self.draw_levels(previous, pending, rows), rows)
-        self._winner_path, _ = path_to(tree, tree.winner)
-        return tree if self.keep_tree else _winner_chain(tree, self._winner_path)
+        levels = self.draw_levels(previous, pending, rows)
+        if self.keep_tree:
+            return assemble_tree(levels, rows)
+        tree, self._winner_path = _winner_chain(levels, rows)
+        return tree
 
     def draw_levels(self, previous: Tensor, pending: Tensor, rows: RowControls) -> list[Beams]:
         """The beams of every depth that a row drafts, with their ancestor bits."""
         width = self.sampler.width
         logits = self.runner.score_root(previous, pending).unsqueeze(1)
         beams = Beams.root(logits)
-        ancestors = torch.zeros_like(beams.tokens)
-        levels = []
+        levels: list[Beams] = []
         deepest = min(self.gamma, rows.deepest)
         for depth in range(1, deepest + 1):
             first_node = (depth - 1) * width
-            beams = self.sampler.expand(beams, logits, rows, depth)
-            ancestors = ancestors.gather(1, beams.origins) | node_bits(first_node, width, ancestors.device)
-            beams.ancestors = ancestors
+            bits = node_bits(first_node, width, logits.device)
+            beams = _next_level(self.sampler, beams, logits, rows, self.sampler.uniforms(rows, depth), bits)
             levels.append(beams)
             if depth == deepest or rows.all_unsure(beams.joint):
                 break
-            logits = self.runner.score_level(beams.tokens, ancestors, first_node, depth)
+            assert beams.ancestors is not None
+            logits = self.runner.score_level(beams.tokens, beams.ancestors, first_node, depth)
         return levels
 
     def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
@@ -65,6 +68,19 @@ class BeamDrafter:
         self.runner.keep_path(path, acceptance.num_accepted, active)
 
 
+@between_calls
+def _next_level(
+    sampler: BeamSampler, above: Beams, logits: Tensor, rows: RowControls, uniforms: Tensor | None, own_bits: Tensor
+) -> Beams:
+    """The beams of the next depth with their ancestor bits; `own_bits` `[width]` are those of their own nodes."""
+    beams = sampler.expand_by(above, logits, rows, uniforms)
+    beams.ancestors = own_bits.expand_as(beams.tokens)
+    if above.ancestors is not None:
+        beams.ancestors = above.ancestors.gather(1, beams.origins) | beams.ancestors
+    return beams
+
+
+@between_calls
 def assemble_tree(levels: list[Beams], rows: RowControls) -> TokenTree:
     """The beams that `draw_levels` gave as one tree, `width` nodes a depth.
 
@@ -74,8 +90,10 @@ def assemble_tree(levels: list[Beams], rows: RowControls) -> TokenTree:
     first_parents = torch.full_like(levels[0].origins, -1)
     parents = torch.cat([first_parents, *(beams.origins + index * width for index, beams in enumerate(levels[1:]))], 1)
     joint = torch.cat([beams.joint for beams in levels], 1)
-    depths = torch.arange(1, len(levels) + 1, device=joint.device).repeat_interleave(width)
-    valid = (joint > -torch.inf) & within_limits(parents, depths, joint, rows)
+    depths = first_numbers(len(levels), joint.device, 1).repeat_interleave(width)
+    valid = joint > -torch.inf
+    if binds(rows, len(levels)):
+        valid = valid & within_limits(parents, depths, joint, rows)
     last = torch.where(valid, depths, 0).amax(1, keepdim=True)
     weights = torch.cat([beams.weights for beams in levels], 1)
     return TokenTree(
@@ -91,11 +109,16 @@ def assemble_tree(levels: list[Beams], rows: RowControls) -> TokenTree:
     )
 
 
-def _winner_chain(tree: TokenTree, path: Tensor) -> TokenTree:
+@between_calls
+def _winner_chain(levels: list[Beams], rows: RowControls) -> tuple[TokenTree, Tensor]:
+    """The winner of the beams as a tree of one path, and its nodes among all, `[batch, gamma]` int64."""
+    tree = assemble_tree(levels, rows)
+    path, _ = path_to(tree, tree.winner)
     is_there, nodes = path >= 0, path.clamp(min=0)
-    return chain_tree(
+    chain = chain_tree(
         tree.tokens.gather(1, nodes),
         tree.joint_draft_log_probs.gather(1, nodes),
         valid=is_there & tree.valid.gather(1, nodes),
         carried=is_there & tree.carried.gather(1, nodes),
     )
+    return chain, path

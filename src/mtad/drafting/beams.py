@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtad.sampling import Candidates, Stream, draw_categorical, draw_without_replacement, uniform, warp_candidates
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 
 Draw = Literal["top", "gumbel", "sample"]
@@ -25,6 +26,7 @@ class Beams:
         carried: Whether it had already drawn EOS before this depth, bool.
         unwarped: Temperature-1 natural log-probability of the newest token, 0 where carried.
         ancestors: Ancestor bits of each beam's node, int64; set where beams become a tree.
+        is_root: Whether these are the empty beams, none of which is finished.
     """
 
     tokens: Tensor
@@ -35,13 +37,14 @@ class Beams:
     carried: Tensor
     unwarped: Tensor | None = None
     ancestors: Tensor | None = None
+    is_root: bool = False
 
     @classmethod
     def root(cls, logits: Tensor) -> "Beams":
         """The single empty beam of every row of `[batch, 1, vocab]` logits."""
         nothing = torch.zeros(len(logits), 1, dtype=torch.int64, device=logits.device)
         certain = nothing.to(logits.dtype if logits.dtype == torch.float64 else torch.float32)
-        return cls(nothing, nothing, certain, certain, nothing.bool(), nothing.bool())
+        return cls(nothing, nothing, certain, certain, nothing.bool(), nothing.bool(), is_root=True)
 
     def select(self, rows: Tensor) -> "Beams":
         """What the next depth needs of the named rows, `[kept]` int64."""
@@ -77,14 +80,19 @@ class BeamSampler:
             rows: Settings and positions of the rows.
             depth: Depth of the new beams, which counts the draws.
         """
+        return self.expand_by(beams, logits, rows, self.uniforms(rows, depth))
+
+    def uniforms(self, rows: RowControls, depth: int) -> Tensor | None:
+        """The random numbers of a depth, `[batch, width]`; None where nothing is drawn."""
+        return None if self.draw == "top" else uniform(rows, Stream.DRAFT, depth, self.width)
+
+    def expand_by(self, beams: Beams, logits: Tensor, rows: RowControls, uniforms: Tensor | None) -> Beams:
+        """`expand` by given random numbers."""
         log_probs, token_ids = self.candidates(beams, logits, rows)
         log_weights = (beams.weights.unsqueeze(-1) + log_probs).flatten(1)
-        picks = self._draw(log_weights, rows, depth)
-        is_missing = picks < 0
-        picks = picks.clamp(min=0)
+        picks, weights, is_missing = self._draw(log_weights, rows, uniforms)
         origins = torch.div(picks, log_probs.shape[-1], rounding_mode="floor")
         tokens = token_ids.flatten(1).gather(1, picks)
-        weights = log_weights.gather(1, picks).masked_fill(is_missing, -torch.inf)
         step = log_probs.flatten(1).gather(1, picks).masked_fill(is_missing, -torch.inf)
         carried = beams.finished.gather(1, origins)
         return Beams(
@@ -102,30 +110,40 @@ class BeamSampler:
         best = warp_candidates(logits, rows, num_best=self.width if self.draw == "top" else None)
         return carry_finished(beams, best)
 
-    def _draw(self, log_weights: Tensor, rows: RowControls, depth: int) -> Tensor:
-        """Indices of `width` candidates, `[batch, width]`; -1 where none is left."""
+    def _draw(self, log_weights: Tensor, rows: RowControls, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of `width` candidates, their log weights, and where none is left, `[batch, width]` each.
+
+        There the index is 0 and the log weight -inf.
+        """
         missing = self.width - log_weights.shape[1]
         if missing > 0:
             log_weights = torch.nn.functional.pad(log_weights, (0, missing), value=-torch.inf)
         values, best = log_weights.topk(self.width, dim=1)
-        best = torch.where(values == -torch.inf, -1, best)
-        if self.draw == "top":
-            return best
+        is_missing = values == -torch.inf
+        if uniforms is None:
+            return best.masked_fill(is_missing, 0), values, is_missing
         draw = draw_categorical if self.draw == "sample" else draw_without_replacement
-        drawn = draw(log_weights, uniform(rows, Stream.DRAFT, depth, self.width))
-        return torch.where(rows.is_greedy.unsqueeze(1), best, drawn)
+        drawn = draw(log_weights, uniforms)
+        picks = torch.where(rows.is_greedy.unsqueeze(1), best.masked_fill(is_missing, -1), drawn)
+        is_missing = picks < 0
+        picks = picks.clamp(min=0)
+        return picks, log_weights.gather(1, picks).masked_fill(is_missing, -torch.inf), is_missing
 
 
 def is_any_of(tokens: Tensor, token_ids: Tensor) -> Tensor:
     """Whether each token is one of `[count]` ids; unlike `torch.isin` it never asks the device how many there are."""
+    if len(token_ids) == 1:
+        return tokens == token_ids
     return (tokens.unsqueeze(-1) == token_ids).any(-1)
 
 
 def carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor]:
     """Log-probabilities and token ids of all candidates, `[batch, beams, kept]` each; a finished one has one."""
-    first = torch.arange(candidates.log_probs.shape[-1], device=beams.tokens.device) == 0
-    certain = torch.where(first, 0.0, -torch.inf).to(candidates.log_probs.dtype)
+    if beams.is_root:
+        return candidates.log_probs, candidates.token_ids
     finished = beams.finished.unsqueeze(-1)
+    others = first_numbers(candidates.log_probs.shape[-1], beams.tokens.device) > 0
+    certain = torch.where(others, -torch.inf, 0.0)
     log_probs = torch.where(finished, certain, candidates.log_probs)
     token_ids = torch.where(finished, beams.tokens.unsqueeze(-1), candidates.token_ids)
     return log_probs, token_ids
@@ -134,6 +152,6 @@ def carry_finished(beams: Beams, candidates: Candidates) -> tuple[Tensor, Tensor
 def unwarped_steps(logits: Tensor, origins: Tensor, tokens: Tensor, carried: Tensor) -> Tensor:
     """Temperature-1 natural log-probability of each beam's newest token, 0 where it is carried, `[batch, width]`."""
     scores = logits if logits.dtype == torch.float64 else logits.float()
-    rows = torch.arange(len(logits), device=logits.device).unsqueeze(1)
+    rows = first_numbers(len(logits), logits.device).unsqueeze(1)
     drawn = scores[rows, origins, tokens] - scores.logsumexp(-1).gather(1, origins)
     return torch.where(carried, 0.0, drawn)

@@ -66,7 +66,7 @@ class BranchingTreeDrafter:
     def _draw(self, log_probs: Tensor, rows: RowControls, depth: int, count: int) -> Tensor:
         """Children of every node of `[batch, parents, vocab]`: `[batch, parents, count]`, -1 where none is left."""
         batch, parents, vocab = log_probs.shape
-        uniforms = uniform(rows, Stream.DRAFT, depth, parents * count).view(-1, count)
+        uniforms = uniform(rows, Stream.DRAFT, depth, parents * count).reshape(-1, count)
         draw = draw_categorical if self.with_replacement else draw_without_replacement
         drawn = draw(log_probs.reshape(-1, vocab), uniforms).view(batch, parents, count)
         values, best = log_probs.topk(min(count, vocab), dim=-1)

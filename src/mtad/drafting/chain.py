@@ -6,6 +6,8 @@ from torch import Tensor
 from mtad.models.runner import ModelRunner
 from mtad.sampling import Stream, draw_categorical, uniform, warp_logits
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.between_calls import between_calls
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
 
@@ -33,22 +35,35 @@ class ChainDrafter:
         joint = torch.zeros_like(logits[:, :1])
         deepest = min(self.gamma, rows.deepest)
         for depth in range(1, deepest + 1):
-            distribution = warp_logits(logits, rows)
-            drawn = draw_categorical(distribution, uniform(rows, Stream.DRAFT, depth, 1))
-            token = torch.where(rows.is_greedy.unsqueeze(1), distribution.argmax(-1, keepdim=True), drawn)
+            token, step, distribution = _drawn_token(logits, rows, uniform(rows, Stream.DRAFT, depth, 1))
             tokens.append(token)
-            log_probs.append(distribution.gather(1, token))
+            log_probs.append(step)
             distributions.append(distribution)
-            joint = joint + log_probs[-1]
+            if rows.has_confidence:
+                joint = joint + step
             if depth == deepest or rows.all_unsure(joint):
                 break
             bits = torch.full_like(token, (1 << depth) - 1)
             logits = self.runner.score_level(token, bits, depth - 1, depth)[:, 0]
-        return chain_tree(torch.cat(tokens, 1), torch.cat(log_probs, 1).cumsum(1), torch.stack(distributions, 1))
+        return _joined_chain(tokens, log_probs, distributions)
 
     def keep_path(self, acceptance: Acceptance, active: Tensor) -> None:
         """See `Drafter.keep_path`."""
         self.runner.keep_path(acceptance.path_nodes, acceptance.num_accepted, active)
+
+
+@between_calls
+def _drawn_token(logits: Tensor, rows: RowControls, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One more token `[batch, 1]`, its log-probability, and the law `[batch, vocab]` that it was drawn from."""
+    distribution = warp_logits(logits, rows)
+    drawn = draw_categorical(distribution, uniforms)
+    token = torch.where(rows.is_greedy.unsqueeze(1), distribution.argmax(-1, keepdim=True), drawn)
+    return token, distribution.gather(1, token), distribution
+
+
+@between_calls
+def _joined_chain(tokens: list[Tensor], log_probs: list[Tensor], distributions: list[Tensor]) -> TokenTree:
+    return chain_tree(torch.cat(tokens, 1), torch.cat(log_probs, 1).cumsum(1), torch.stack(distributions, 1))
 
 
 def chain_tree(
@@ -68,7 +83,7 @@ def chain_tree(
         valid: As in `TokenTree`; all true when None.
         carried: As in `TokenTree`; all false when None.
     """
-    nodes = torch.arange(tokens.shape[1], device=tokens.device)
+    nodes = first_numbers(tokens.shape[1], tokens.device)
     return TokenTree(
         tokens=tokens,
         parents=(nodes - 1).expand_as(tokens),

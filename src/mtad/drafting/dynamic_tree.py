@@ -1,6 +1,7 @@
 """A tree that grows where the draft is sure of itself."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from mtad.drafting.ranking import ranking_log_probs
 from mtad.models.runner import ModelRunner
 from mtad.sampling import Candidates
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, ancestor_bitmask, node_bits
 
@@ -49,7 +51,7 @@ class DynamicTreeDrafter:
         grown = self._grow(previous, pending, rows)
         picks = most_probable(grown.joint, self.num_nodes).sort(1).values
         self._draft_slots = grown.draft_slots.gather(1, picks)
-        kept = torch.arange(self.num_nodes, device=picks.device).expand_as(picks)
+        kept = first_numbers(self.num_nodes, picks.device).expand_as(picks)
         renumbered = torch.full_like(grown.parents, -1).scatter(1, picks, kept)
         old_parents = grown.parents.gather(1, picks)
         parents = torch.where(old_parents < 0, -1, renumbered.gather(1, old_parents.clamp(min=0)))
@@ -100,7 +102,7 @@ class DynamicTreeDrafter:
         token_ids = logits.topk(self.num_children, dim=-1).indices
         log_probs = ranking_log_probs(logits, rows).gather(-1, token_ids)
         step, tokens = carry_finished(frontier, Candidates(log_probs, token_ids, logits.shape[-1]))
-        origins = torch.arange(step.shape[1], device=step.device).repeat_interleave(self.num_children)
+        origins = first_numbers(step.shape[1], step.device).repeat_interleave(self.num_children)
         tokens, origins = tokens.flatten(1), origins.expand(len(step), -1)
         joint = (frontier.joint.unsqueeze(-1) + step).flatten(1)
         carried = frontier.finished.gather(1, origins)
@@ -126,8 +128,9 @@ def most_probable(joint: Tensor, count: int) -> Tensor:
 
 
 def _select(level: Beams, picks: Tensor) -> Beams:
-    columns = (level.tokens, level.origins, level.weights, level.joint, level.finished, level.carried)
-    return Beams(*(column.gather(1, picks) for column in columns))
+    names = ("tokens", "origins", "weights", "joint", "finished", "carried")
+    columns: dict[str, Any] = {name: getattr(level, name).gather(1, picks) for name in names}
+    return Beams(**columns)
 
 
 def _join(levels: list[Beams], expanded: list[Tensor]) -> _GrownTree:
@@ -137,7 +140,7 @@ def _join(levels: list[Beams], expanded: list[Tensor]) -> _GrownTree:
     first_node = first_slot = 0
     for level, picks, children in zip(levels, expanded, levels[1:], strict=False):
         parents.append((picks + first_node).gather(1, children.origins))
-        own_slots = torch.arange(first_slot, first_slot + picks.shape[1], device=picks.device).expand_as(picks)
+        own_slots = first_numbers(picks.shape[1], picks.device, first_slot).expand_as(picks)
         slots.append(torch.zeros_like(level.tokens).scatter(1, picks, own_slots))
         first_node += level.tokens.shape[1]
         first_slot += picks.shape[1]

@@ -9,6 +9,7 @@ from torch import Tensor
 from mtad.drafting.beam import assemble_tree
 from mtad.drafting.beams import Beams, BeamSampler
 from mtad.models.runner import ModelRunner
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, node_bits
 
@@ -30,7 +31,7 @@ class BeamFront:
     @classmethod
     def committed(cls, beams: Beams, gamma: int) -> "BeamFront":
         """The committed beams, above the first level."""
-        roots = torch.arange(beams.tokens.shape[1], device=beams.tokens.device).expand_as(beams.tokens)
+        roots = first_numbers(beams.tokens.shape[1], beams.tokens.device).expand_as(beams.tokens)
         return cls(beams=beams, roots=roots, paths=roots.new_zeros(*roots.shape, gamma))
 
 
@@ -111,7 +112,7 @@ class ForestDrafter:
         log_weights = front.beams.weights.unsqueeze(-1) + log_probs
         beams = self.sampler.expand(front.beams, logits, rows, depth)
         paths = front.paths.gather(1, beams.origins.unsqueeze(-1).expand_as(front.paths)).clone()
-        paths[:, :, depth - 1] = torch.arange(paths.shape[1], device=paths.device) + (depth - 1) * paths.shape[1]
+        paths[:, :, depth - 1] = first_numbers(paths.shape[1], paths.device) + (depth - 1) * paths.shape[1]
         return ForestLevel(
             beams=beams,
             roots=front.roots.gather(1, beams.origins),
@@ -132,8 +133,8 @@ def logits_of_roots(scored: Tensor, roots: Tensor) -> Tensor:
         `[batch, width, vocab]`.
     """
     batch, width = roots.shape
-    rows = torch.arange(batch, device=roots.device).unsqueeze(1)
-    return scored.view(batch, width, width, -1)[rows, roots, torch.arange(width, device=roots.device)]
+    rows = first_numbers(batch, roots.device).unsqueeze(1)
+    return scored.view(batch, width, width, -1)[rows, roots, first_numbers(width, roots.device)]
 
 
 def repeat_tree(tree: TokenTree, count: int) -> TokenTree:

@@ -1,10 +1,10 @@
 """Where a row's draft ends before the tree does."""
 
-import torch
 from torch import Tensor
 
+from mtad.structures.between_calls import between_calls
 from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree
+from mtad.structures.tree import TokenTree, joint_above
 
 
 def limit_tree(tree: TokenTree, rows: RowControls) -> TokenTree:
@@ -16,10 +16,17 @@ def limit_tree(tree: TokenTree, rows: RowControls) -> TokenTree:
         tree: The draft; its `valid` is replaced.
         rows: Depth limits and confidences of the rows.
     """
-    tree.valid = tree.valid & within_limits(tree.parents, tree.depths, tree.joint_draft_log_probs, rows)
+    if binds(rows, tree.depth):
+        tree.valid = tree.valid & within_limits(tree.parents, tree.depths, tree.joint_draft_log_probs, rows)
     return tree
 
 
+def binds(rows: RowControls, depth: int) -> bool:
+    """Whether any row may end its draft before `depth` levels."""
+    return rows.has_confidence or depth > rows.shallowest
+
+
+@between_calls
 def within_limits(parents: Tensor, depths: Tensor, joint_draft_log_probs: Tensor, rows: RowControls) -> Tensor:
     """Whether a row drafts each node, `[batch, nodes]` bool.
 
@@ -29,6 +36,5 @@ def within_limits(parents: Tensor, depths: Tensor, joint_draft_log_probs: Tensor
         joint_draft_log_probs: Natural log, `[batch, nodes]`.
         rows: Depth limits and confidences of the rows.
     """
-    above = joint_draft_log_probs.gather(1, parents.clamp(min=0))
-    above = torch.where(parents < 0, 0.0, above)
+    above = joint_above(parents, joint_draft_log_probs)
     return (depths <= rows.depth_limits.unsqueeze(1)) & (above >= rows.log_confidences.unsqueeze(1))

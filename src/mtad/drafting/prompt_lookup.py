@@ -6,6 +6,7 @@ from torch import Tensor
 from mtad.drafting.chain import chain_tree
 from mtad.models.history import TokenHistory
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
 
@@ -39,7 +40,7 @@ class PromptLookupDrafter:
         """See `Drafter.draft`; the tree carries `draft_log_probs`."""
         history = self.runner
         starts = find_continuation(history.tokens, history.lengths, self.ngram).unsqueeze(1)
-        places = starts + torch.arange(min(self.gamma, rows.deepest), device=starts.device)
+        places = starts + first_numbers(min(self.gamma, rows.deepest), starts.device)
         valid = (starts > 0) & (places < history.lengths.unsqueeze(1))
         tokens = torch.where(valid, history.tokens.gather(1, torch.where(valid, places, 0)), 0)
         self._drafted = tokens
@@ -64,7 +65,7 @@ def find_continuation(tokens: Tensor, lengths: Tensor, ngram: int) -> Tensor:
     Returns:
         Index of the token behind the match, below the row's length, or 0 where nothing matches, `[batch]` int64.
     """
-    ends = torch.arange(tokens.shape[1], device=tokens.device)
+    ends = first_numbers(tokens.shape[1], tokens.device)
     windows = torch.nn.functional.pad(tokens, (ngram - 1, 0), value=-1).unfold(1, ngram, 1)
     last = windows.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, ngram))
     matched = (windows == last).flip(-1).long().cumprod(-1).sum(-1)

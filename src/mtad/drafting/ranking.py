@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from mtad.sampling import warp_logits
+from mtad.structures.between_calls import between_calls
 from mtad.structures.rows import RowControls
 
 
+@between_calls
 def ranking_log_probs(logits: Tensor, rows: RowControls) -> Tensor:
     """The draft's warped distribution; in greedy rows the unfiltered one.
 

@@ -158,7 +158,7 @@ class ReplayLoop:
         self._device = device
         self.num_captures = 0
         self.refusal: RuntimeError | None = None
-        self.landed_mode: Hashable = None
+        self.landed_mode: Any = None
         self.landed_s: float | None = None
         self._mode: Hashable = None
         self._began: torch.cuda.Event | None = None
@@ -166,7 +166,7 @@ class ReplayLoop:
         self._shape: _Shape | None = None
 
     @property
-    def mode_under_way(self) -> Hashable:
+    def mode_under_way(self) -> Any:
         """Mode of the call whose result has not been returned yet; None where there is none."""
         return None if self._flight is None else self._flight.mode
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from mtad.errors import UnsupportedModelError
 from mtad.models.cached_rows import CachedRows
 from mtad.models.forward import ForwardBatch
+from mtad.structures.between_calls import between_calls
+from mtad.structures.constants import first_numbers
 from mtad.structures.tree import TokenTree
 
 PREFILL_CHUNK = 512
@@ -72,7 +74,7 @@ class ModelRunner(CachedRows):
             counts: Tokens to cache per row, `[batch]` int64; may be 0.
             longest: No row has more cached tokens afterwards.
         """
-        order = torch.arange(token_ids.shape[1], device=self.device)
+        order = first_numbers(token_ids.shape[1], self.device)
         inside = order < counts.unsqueeze(1)
         positions = self.lengths.unsqueeze(1) + order
         self.forward(
@@ -101,15 +103,14 @@ class ModelRunner(CachedRows):
         Returns:
             `[batch, vocab]`.
         """
-        positions = torch.stack([self.lengths - 1, self.lengths], 1)
-        slots = torch.where(positions < 0, self.num_slots - 1, positions)
+        ends, tokens, positions, prefix_lengths, tree_starts = _root_places(self.lengths, previous, pending)
         batch = ForwardBatch(
-            tokens=torch.stack([torch.where(self.lengths > 0, previous, pending), pending], 1),
-            positions=positions.clamp(min=0),
-            slots=slots,
-            prefix_lengths=positions.clamp(min=0) + 1,
-            ancestors=torch.zeros_like(positions),
-            tree_starts=self.lengths + 1,
+            tokens=tokens,
+            positions=positions,
+            slots=torch.where(ends < 0, self.num_slots - 1, ends),
+            prefix_lengths=prefix_lengths,
+            ancestors=first_numbers(1, self.device).expand_as(positions),
+            tree_starts=tree_starts,
             num_slots=self._visible(1),
             num_logits=1,
         )
@@ -127,15 +128,15 @@ class ModelRunner(CachedRows):
         Returns:
             `[batch, width, vocab]`.
         """
-        nodes = torch.arange(first_node, first_node + tokens.shape[1], device=self.device)
         base = self.lengths.unsqueeze(1)
+        tree_starts = self.lengths + 1
         batch = ForwardBatch(
             tokens=tokens,
             positions=(base + depth).expand_as(tokens),
-            slots=base + 1 + nodes,
-            prefix_lengths=(base + 1).expand_as(tokens),
+            slots=base + first_numbers(tokens.shape[1], self.device, 1 + first_node),
+            prefix_lengths=tree_starts.unsqueeze(1).expand_as(tokens),
             ancestors=ancestors,
-            tree_starts=self.lengths + 1,
+            tree_starts=tree_starts,
             num_slots=self._visible(1 + first_node + tokens.shape[1]),
             num_logits=tokens.shape[1],
         )
@@ -151,16 +152,16 @@ class ModelRunner(CachedRows):
         Returns:
             `[batch, 1 + nodes, vocab]`; entry 0 belongs to the pending token.
         """
-        base = self.lengths.unsqueeze(1)
-        tokens = torch.cat([pending.unsqueeze(1), tree.tokens], 1)
-        depths = torch.cat([torch.zeros_like(base), tree.depths], 1)
+        tokens, positions, slots, ancestors, tree_starts = _tree_places(
+            self.lengths, pending, tree.tokens, tree.depths, tree.ancestors
+        )
         batch = ForwardBatch(
             tokens=tokens,
-            positions=base + depths,
-            slots=base + torch.arange(tokens.shape[1], device=self.device),
-            prefix_lengths=(base + 1).expand_as(tokens),
-            ancestors=torch.cat([torch.zeros_like(base), tree.ancestors], 1),
-            tree_starts=self.lengths + 1,
+            positions=positions,
+            slots=slots,
+            prefix_lengths=tree_starts.unsqueeze(1).expand_as(tokens),
+            ancestors=ancestors,
+            tree_starts=tree_starts,
             num_slots=self._visible(tokens.shape[1]),
             num_logits=tokens.shape[1],
         )
@@ -175,13 +176,10 @@ class ModelRunner(CachedRows):
             active: Rows to advance, `[batch]` bool; the others stay as they are.
         """
         depth = path_nodes.shape[1]
+        sources, targets, num_new = _kept_places(self.lengths, path_nodes, num_accepted, active)
         if depth:
-            order = torch.arange(depth, device=self.device)
-            targets = self.lengths.unsqueeze(1) + 1 + order
-            kept = (order < num_accepted.unsqueeze(1)) & active.unsqueeze(1)
-            sources = torch.where(kept, self.lengths.unsqueeze(1) + 1 + path_nodes, targets)
             self._move_slots(sources, targets)
-        self.lengths.add_(torch.where(active, num_accepted + 1, 0))
+        self.lengths.add_(num_new)
         self.use.longest += depth + 1
 
     def refeed(self, token_ids: Tensor, counts: Tensor, longest: int) -> None:
@@ -208,3 +206,40 @@ class ModelRunner(CachedRows):
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Write the tokens' keys; returns the logits of the last `num_logits` tokens, `[batch, num_logits, vocab]`."""
+
+
+@between_calls
+def _root_places(lengths: Tensor, previous: Tensor, pending: Tensor) -> tuple[Tensor, ...]:
+    """Places of the last two tokens, -1 for none, their tokens, positions and prefix lengths, and node 0's slot."""
+    ends = torch.stack([lengths - 1, lengths], 1)
+    tokens = torch.stack([torch.where(lengths > 0, previous, pending), pending], 1)
+    positions = ends.clamp(min=0)
+    return ends, tokens, positions, positions + 1, lengths + 1
+
+
+@between_calls
+def _tree_places(
+    lengths: Tensor, pending: Tensor, nodes: Tensor, depths: Tensor, ancestors: Tensor
+) -> tuple[Tensor, ...]:
+    """Tokens, positions, slots and ancestor bits of pending token and nodes, and the slot of node 0."""
+    base, first = lengths.unsqueeze(1), pending.unsqueeze(1)
+    root = first_numbers(1, lengths.device).expand_as(base)
+    if nodes.shape[1] == 0:
+        return first, base, base, root, lengths + 1
+    tokens = torch.cat([first, nodes], 1)
+    slots = base + first_numbers(tokens.shape[1], lengths.device)
+    return tokens, base + torch.cat([root, depths], 1), slots, torch.cat([root, ancestors], 1), lengths + 1
+
+
+@between_calls
+def _kept_places(
+    lengths: Tensor, path_nodes: Tensor, num_accepted: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slots of the kept nodes, those that they move to, `[batch, gamma]` each, and new tokens of each row."""
+    num_new = torch.where(active, num_accepted + 1, 0)
+    if path_nodes.shape[1] == 0:
+        return path_nodes, path_nodes, num_new
+    order = first_numbers(path_nodes.shape[1], lengths.device, 1)
+    base = lengths.unsqueeze(1)
+    moved = torch.where(order < num_new.unsqueeze(1), path_nodes + 1, order)
+    return base + moved, base + order, num_new

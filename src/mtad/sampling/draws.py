@@ -3,11 +3,15 @@
 No generator state exists, so a row draws the same numbers alone, in any batch and under graph replay.
 """
 
+from dataclasses import replace
 from enum import IntEnum
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from mtad.structures.between_calls import between_calls, is_traced
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 
 
@@ -54,12 +58,71 @@ def uniform(rows: RowControls, stream: Stream, depth: int, count: int) -> Tensor
     Returns:
         `[batch, count]` float64.
     """
-    indices = torch.arange(count, device=rows.seeds.device)
-    key = _mix(rows.seeds * _INCREMENT + _INCREMENT)
-    key = _mix(key + rows.positions * _INCREMENT)
-    key = _mix(key + _signed((int(stream) * 4096 + depth) * _INCREMENT))
-    bits = _mix(key.unsqueeze(1) + (indices + 1) * _INCREMENT)
+    if rows.noise is not None:
+        purposes = _ahead(rows.noise.shape[1] - 2)
+        if (stream, depth) in purposes and count <= rows.noise.shape[2]:
+            return rows.noise[:, purposes.index((stream, depth)), :count]
+    return _numbers(rows.seeds, rows.positions, ((stream, depth),), count)[:, 0]
+
+
+def draw_ahead(rows: RowControls, gamma: int, count: int) -> RowControls:
+    """The same rows with most numbers of an iteration drawn in one go, which `uniform` then looks up.
+
+    Args:
+        rows: Seeds and positions of the rows.
+        gamma: Depth of the draft; every level is drawn for, and depth 0 of the other streams.
+        count: Numbers of each; who wants more draws them all himself.
+    """
+    return replace(rows, noise=_numbers(rows.seeds, rows.positions, _ahead(gamma), count))
+
+
+def _ahead(gamma: int) -> "Purposes":
+    """What `draw_ahead` draws for."""
+    levels = ((Stream.DRAFT, depth) for depth in range(1, gamma + 1))
+    return ((Stream.ACCEPT, 0), (Stream.NEXT_TOKEN, 0), *levels)
+
+
+def uniform_along(rows: RowControls, stream: Stream, length: int) -> Tensor:
+    """The first number of depth 0 at each row's position and at those behind it, `[batch, length]` float64."""
+    places = rows.positions.unsqueeze(1) + first_numbers(length, rows.positions.device)
+    return _numbers(rows.seeds.unsqueeze(1), places, ((stream, 0),), 1)[..., 0, 0]
+
+
+Purposes = tuple[tuple[Stream, int], ...]
+"""Streams and depths."""
+
+
+def _numbers(seeds: Tensor, positions: Tensor, purposes: Purposes, count: int) -> Tensor:
+    """`[..., purposes, count]` float64 for seeds and positions `[...]` int64."""
+    purpose_steps = _steps(tuple(int(stream) * 4096 + depth for stream, depth in purposes), seeds.device)
+    return _mixed(seeds, positions, purpose_steps, _steps(tuple(range(1, count + 1)), seeds.device))
+
+
+@between_calls
+def _mixed(seeds: Tensor, positions: Tensor, purpose_steps: Tensor, index_steps: Tensor) -> Tensor:
+    key = _mix(seeds * _INCREMENT + _INCREMENT)
+    key = _mix(key + positions * _INCREMENT)
+    key = _mix(key.unsqueeze(-1) + purpose_steps)
+    bits = _mix(key.unsqueeze(-1) + index_steps)
     return (_shift_right(bits, 32).double() + 0.5) / 4294967296.0
+
+
+def _steps(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """So many increments each, wrapped into int64, `[counts]`; not to be written to."""
+    if is_traced():
+        return _made_steps(counts, device)
+    return _kept_steps(counts, device)
+
+
+def _made_steps(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    # A list of numbers would have to come from the host.
+    return torch.cat([torch.arange(count, count + 1, device=device) for count in counts]) * _INCREMENT
+
+
+@cache
+def _kept_steps(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return _made_steps(counts, device)
 
 
 def draw_categorical(log_probs: Tensor, uniforms: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mtad.sampling.best import best_logits
 from mtad.sampling.nucleus import filter_unsorted
+from mtad.structures.between_calls import between_calls, is_traced
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 
 _FIRST_LOOK = 256
@@ -34,6 +36,7 @@ class Candidates:
         return full.scatter_(-1, self.token_ids, self.log_probs)
 
 
+@between_calls
 def warp_logits(logits: Tensor, rows: RowControls) -> Tensor:
     """Warped log-probabilities over the whole vocabulary.
 
@@ -69,7 +72,7 @@ def warp_candidates(logits: Tensor, rows: RowControls, num_best: int | None = No
     if has_filter and not rows.has_some_top_k:
         if num_best is not None and _stays_unsorted(logits, rows):
             return Candidates(*warp_logits(logits, rows).topk(wanted, dim=-1), vocab_size)
-        if logits.device.type == "cpu":
+        if logits.device.type == "cpu" and not is_traced():
             return _first_survivors(logits, rows, wanted)
     kept = min(rows.max_top_k, vocab_size) or (vocab_size if has_filter else wanted)
     values, token_ids = best_logits(logits, kept)
@@ -106,14 +109,18 @@ def _filter_sorted(scores: Tensor, rows: RowControls, normaliser: Tensor | None 
 
     The normaliser, natural log, is that of all tokens, where `scores` holds only the best of them.
     """
-    ranks = torch.arange(scores.shape[-1], device=scores.device)
-    top_ks = _per_row(rows.top_ks, scores)
-    scores = scores.masked_fill((ranks >= top_ks) & (top_ks > 0), -torch.inf)
+    if rows.has_mixed_top_k:
+        top_ks = _per_row(rows.top_ks, scores)
+        ranks = first_numbers(scores.shape[-1], scores.device)
+        scores = scores.masked_fill((ranks >= top_ks) & (top_ks > 0), -torch.inf)
     if rows.has_top_p:
         probs = scores.softmax(-1) if normaliser is None else (scores - normaliser).exp()
         mass_before = probs.cumsum(-1) - probs
         top_ps = _per_row(rows.top_ps, scores)
-        outside = (mass_before >= top_ps) & (top_ps < 1) & (ranks > 0)
+        # No mass lies before the first token, so it stays.
+        outside = mass_before >= top_ps
+        if rows.has_full_top_p:
+            outside = outside & (top_ps < 1)
         scores = scores.masked_fill(outside, -torch.inf)
     if rows.has_min_p:
         scores = scores.masked_fill(scores - scores[..., :1] < _per_row(rows.min_ps, scores).log(), -torch.inf)

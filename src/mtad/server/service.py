@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -67,6 +68,7 @@ class Service:
         self._engine, self._defaults, self._server = engine, defaults, server
         # The engine's thread decodes with its own; a tokenizer is not to be used by two threads.
         self._tokenizer = copy.deepcopy(engine.tokenizer)
+        self._free_compile = engine.resolve(replace(defaults, seed=None)).compile
         self._created = int(time.time())
         self.model = engine.models.options.target
         self.form = form_facts(engine.resolve(defaults), session, needs_key=bool(keys))
@@ -124,6 +126,8 @@ class Service:
         if self._defaults.guard == "auto":
             # A seed of our own is no promise that the text can be repeated.
             changes["guard"] = "off" if "seed" in changes else "on"
+        if self._defaults.compile == "auto":
+            changes["compile"] = "off" if "seed" in changes else self._free_compile
         changes.setdefault("seed", secrets.randbelow(1 << 31))
         options = replace_settings(self._defaults, changes, "request")
         token_ids = [encode_prompt(self._tokenizer, prompt, _format(kind)) for prompt in prompts]

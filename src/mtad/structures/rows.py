@@ -15,6 +15,11 @@ _Noun = TypeVar("_Noun")
 LOWEST_TEMPERATURE = 1e-6
 """Below this, float32 logits cannot be told apart, and dividing by it would overflow."""
 
+_LEAST_MASS = 1e-30
+"""A nucleus of less holds the most likely token alone just the same, and float32 tells this from nothing."""
+_ALMOST_ALL = 1 - 1e-6
+"""Above this, float32 may make one of a nucleus's mass."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowControls:
@@ -29,7 +34,7 @@ class RowControls:
         is_greedy: Rows decoded at temperature 0, bool.
         temperatures: Softmax temperature of the warp, at least `LOWEST_TEMPERATURE`, float32.
         top_ks: Highest-probability tokens kept, int64; 0 keeps all.
-        top_ps: Nucleus mass kept, in (0, 1], float32.
+        top_ps: Nucleus mass kept, in (0, 1] and above 0 in float32 too.
         min_ps: Share of the most likely token's probability that a token needs, in [0, 1], float32.
         log_thresholds: Natural log of tau in (0, 1], float32.
         depth_limits: Deepest level drafted, int64.
@@ -39,8 +44,12 @@ class RowControls:
         has_some_top_k: Whether any row filters by top-k; known on the host.
         has_top_p: Whether any row has `top_ps` below 1; known on the host.
         has_min_p: Whether any row has `min_ps` above 0; known on the host.
+        has_mixed_top_k: Whether rows may differ in `top_ks`; known on the host.
+        has_full_top_p: Whether any row may have `top_ps` of 1; known on the host.
         deepest: Largest of `depth_limits`; known on the host.
+        shallowest: None of `depth_limits` is smaller; known on the host.
         has_confidence: Whether any row stops where its draft is unsure; known on the host.
+        noise: What `mtad.sampling.draw_ahead` drew for these positions, `[batch, purposes, count]` float64.
     """
 
     seeds: Tensor
@@ -58,17 +67,21 @@ class RowControls:
     has_some_top_k: bool
     has_top_p: bool
     has_min_p: bool = False
+    has_mixed_top_k: bool = True
+    has_full_top_p: bool = True
     deepest: int = MAX_TREE_NODES
+    shallowest: int = 0
     has_confidence: bool = False
+    noise: Tensor | None = None
 
     def at(self, positions: Tensor) -> "RowControls":
         """The same rows at other positions, `[batch]` int64."""
-        return replace(self, positions=positions)
+        return replace(self, positions=positions, noise=None)
 
     def limited(self, depth_limits: list[int]) -> "RowControls":
         """The same rows with other limits of the draft's depth, one a row."""
         limits = torch.tensor(depth_limits, dtype=torch.int64, device=self.seeds.device)
-        return replace(self, depth_limits=limits, deepest=max(depth_limits))
+        return replace(self, depth_limits=limits, deepest=max(depth_limits), shallowest=min(depth_limits))
 
     def all_unsure(self, joint_draft_log_probs: Tensor) -> bool:
         """Whether no row would give any of these nodes children, `[batch, nodes]` natural log.
@@ -108,7 +121,7 @@ class RowControls:
             is_greedy=column([setting.temperature == 0 for setting in settings], torch.bool),
             temperatures=column([max(warp.temperature, LOWEST_TEMPERATURE) for warp in warps], torch.float32),
             top_ks=column([warp.top_k for warp in warps], torch.int64),
-            top_ps=column([warp.top_p for warp in warps], torch.float32),
+            top_ps=column([max(warp.top_p, _LEAST_MASS) for warp in warps], torch.float32),
             min_ps=column([warp.min_p for warp in warps], torch.float32),
             log_thresholds=column([setting.threshold for setting in settings], torch.float64).log().float(),
             depth_limits=column([MAX_TREE_NODES for _ in settings], torch.int64),
@@ -118,6 +131,9 @@ class RowControls:
             has_some_top_k=any(warp.top_k > 0 for warp in warps),
             has_top_p=any(warp.top_p < 1 for warp in warps),
             has_min_p=any(warp.min_p > 0 for warp in warps),
+            has_mixed_top_k=len({warp.top_k for warp in warps}) > 1,
+            has_full_top_p=any(warp.top_p > _ALMOST_ALL for warp in warps),
+            shallowest=MAX_TREE_NODES,
             has_confidence=any(setting.draft_confidence > 0 for setting in settings),
         )
 
@@ -160,13 +176,16 @@ def merge_rows(is_ours: Tensor, ours: _Noun, theirs: _Noun) -> _Noun:
 
     Args:
         is_ours: `[batch]` bool.
-        ours: A dataclass of tensors that lead with the batch, of such dataclasses, or of None.
-        theirs: Another of the same type; a field that is None in either is None in the result.
+        ours: A dataclass of tensors that lead with the batch, of such dataclasses, of flags, or of None.
+        theirs: Another of the same type; a field that is None in either is None in the result, a flag holds where
+            it holds in both.
     """
 
     def merged(our: Any, their: Any) -> Any:
         if our is None or their is None:
             return None
+        if isinstance(our, bool):
+            return our and their
         if isinstance(our, Tensor):
             return torch.where(is_ours.view(-1, *[1] * (our.dim() - 1)), our, their)
         return merge_rows(is_ours, our, their)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtad.structures.constants import first_numbers, single_bits
+
 MAX_TREE_NODES = 64
 """Nodes one tree can hold: one bit each in the int64 ancestor mask."""
 
@@ -89,8 +91,7 @@ def ancestor_bitmask(parents: Tensor, depth: int | None = None) -> Tensor:
 
 def node_bits(first_node: int, count: int, device: torch.device) -> Tensor:
     """The own bit of each of `count` neighbouring nodes, `[count]` int64."""
-    nodes = torch.arange(first_node, first_node + count, device=device)
-    return torch.ones_like(nodes) << nodes
+    return single_bits(count, device, first_node)
 
 
 def ancestor_matrix(ancestors: Tensor) -> Tensor:
@@ -102,8 +103,18 @@ def ancestor_matrix(ancestors: Tensor) -> Tensor:
     Returns:
         `[batch, nodes, nodes]` bool; `[b, i, j]` is true when node j lies on the path to node i.
     """
-    shifts = torch.arange(ancestors.shape[-1], device=ancestors.device)
-    return ((ancestors.unsqueeze(-1) >> shifts) & 1).bool()
+    return has_bits(ancestors.unsqueeze(-1), ancestors.shape[-1])
+
+
+def has_bits(masks: Tensor, count: int) -> Tensor:
+    """Whether each of the lowest `count` bits is set in masks `[..., 1]` int64, `[..., count]` bool."""
+    return (masks & single_bits(count, masks.device)) != 0
+
+
+def joint_above(parents: Tensor, joint_log_probs: Tensor) -> Tensor:
+    """Joint log-probability of the path that ends in each node's parent, 0 for the root, `[batch, nodes]`."""
+    above = joint_log_probs.gather(1, parents.clamp(min=0))
+    return above.masked_fill(parents < 0, 0.0)
 
 
 def path_to(tree: TokenTree, node: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +130,9 @@ def path_to(tree: TokenTree, node: Tensor) -> tuple[Tensor, Tensor]:
     if tree.num_nodes == 0:
         return tree.tokens, torch.zeros_like(node)
     gamma = tree.depth
-    nodes = torch.arange(tree.num_nodes, device=node.device)
+    nodes = first_numbers(tree.num_nodes, node.device)
     bits = tree.ancestors.gather(1, node.clamp(min=0).unsqueeze(1))
-    on_path = ((bits >> nodes) & 1).bool() & (node >= 0).unsqueeze(1)
-    path = torch.full((len(node), gamma), -1, dtype=torch.int64, device=node.device)
+    on_path = has_bits(bits, tree.num_nodes) & (node >= 0).unsqueeze(1)
+    path = node.new_full((len(node), gamma), -1)
     path = path.scatter_reduce(1, tree.depths - 1, torch.where(on_path, nodes, -1), "amax")
     return path, on_path.sum(1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtad.sampling import Stream, draw_categorical, uniform
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, ancestor_matrix, path_to
 
@@ -60,7 +61,7 @@ def keep_node(
         rows: Settings and positions of the rows.
         joint_log_ratio: As in `Acceptance`, `[batch]`.
     """
-    batch = torch.arange(len(node), device=node.device)
+    batch = first_numbers(len(node), node.device)
     return keep_and_draw(tree, node, target_log_probs[batch, node + 1], rows, joint_log_ratio=joint_log_ratio)
 
 
@@ -96,7 +97,7 @@ def joint_target_log_probs(tree: TokenTree, target_log_probs: Tensor) -> Tensor:
 
     Carried nodes add nothing; a token outside the target's support makes its whole subtree -inf.
     """
-    batch = torch.arange(tree.batch_size, device=tree.tokens.device).unsqueeze(1)
+    batch = first_numbers(tree.batch_size, tree.tokens.device).unsqueeze(1)
     step = target_log_probs[batch, tree.parents + 1, tree.tokens]
     step = torch.where(tree.carried, 0.0, step)
     return torch.where(ancestor_matrix(tree.ancestors), step.unsqueeze(1), 0.0).sum(-1)

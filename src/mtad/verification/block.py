@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
 from mtad.verification.base import keep_and_draw
@@ -36,7 +37,7 @@ class BlockVerifier:
         headroom = mass + 1 - weights
         # Both are zero only where target and draft agree; any later prefix then passes for sure.
         odds = torch.where(headroom > 0, mass / headroom, 1.0)[:, 1:]
-        lengths = torch.arange(1, tree.num_nodes + 1, device=odds.device)
+        lengths = first_numbers(tree.num_nodes, odds.device, 1)
         passes = tree.valid.cumprod(1).bool() & (uniform(rows, Stream.ACCEPT, 0, tree.num_nodes) < odds)
         num_accepted = torch.where(passes, lengths, 0).amax(1)
         after = _after(residual, target_log_probs, num_accepted)
@@ -72,7 +73,7 @@ def _residual(tree: TokenTree, target_log_probs: Tensor, weights: Tensor) -> Ten
 
 def _after(residual: Tensor, target_log_probs: Tensor, num_accepted: Tensor) -> Tensor:
     """Log of the residual after the kept prefix, of the target where rounding left none, `[batch, vocab]`."""
-    batch = torch.arange(len(num_accepted), device=num_accepted.device)
+    batch = first_numbers(len(num_accepted), num_accepted.device)
     kept = residual[batch, num_accepted]
     has_mass = kept.sum(1, keepdim=True) > 0
     return torch.where(has_mass, kept.log(), target_log_probs[batch, num_accepted])

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtad.sampling import Stream, draw_categorical, uniform
+from mtad.sampling import Stream, draw_categorical, uniform_along
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, path_to
@@ -42,8 +42,7 @@ class ExactMatchVerifier:
 
 def _target_picks(tree: TokenTree, target_log_probs: Tensor, rows: RowControls) -> Tensor:
     """The target's own token after the root and after every node, `[batch, 1 + nodes]` int64."""
-    by_depth = [uniform(rows.at(rows.positions + depth), Stream.NEXT_TOKEN, 0, 1) for depth in range(tree.depth + 1)]
     depths = torch.cat([torch.zeros_like(tree.parents[:, :1]), tree.depths.expand_as(tree.parents)], 1)
-    draws = torch.cat(by_depth, 1).gather(1, depths)
+    draws = uniform_along(rows, Stream.NEXT_TOKEN, tree.depth + 1).gather(1, depths)
     drawn = draw_categorical(target_log_probs.flatten(0, 1), draws.view(-1, 1)).view_as(depths)
     return torch.where(rows.is_greedy.unsqueeze(1), target_log_probs.argmax(-1), drawn)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mtad.structures.acceptance import Acceptance
 from mtad.structures.rows import RowControls
-from mtad.structures.tree import TokenTree
+from mtad.structures.tree import TokenTree, has_bits
 from mtad.verification.base import joint_target_log_probs, keep_node
 
 
@@ -54,9 +54,7 @@ def winner_reference(tree: TokenTree) -> Tensor:
     The prefix is traced through the winner's own ancestors, not read off its slot in each level. It is infinite at
     depths the winner does not reach, where nothing can be measured and so nothing passes.
     """
-    nodes = torch.arange(tree.num_nodes, device=tree.tokens.device)
-    winner_bits = tree.ancestors.gather(1, tree.winner.unsqueeze(1))
-    on_winner = ((winner_bits >> nodes) & 1).bool()
+    on_winner = has_bits(tree.ancestors.gather(1, tree.winner.unsqueeze(1)), tree.num_nodes)
     by_depth = tree.joint_draft_log_probs.new_full((tree.batch_size, tree.depth), torch.inf)
     columns = tree.depths - 1
     values = torch.where(on_winner & tree.valid, tree.joint_draft_log_probs, torch.inf)

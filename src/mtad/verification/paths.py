@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mtad.structures.constants import first_numbers
 from mtad.structures.tree import TokenTree, ancestor_matrix
 from mtad.verification.base import joint_target_log_probs
 
@@ -36,5 +37,5 @@ def joint_log_ratio_at(tree: TokenTree, target_log_probs: Tensor, node: Tensor) 
 
 def step_log_probs(tree: TokenTree, target_log_probs: Tensor) -> Tensor:
     """Target log-probability of every node's token at its own place, natural log, `[batch, nodes]`."""
-    batch = torch.arange(tree.batch_size, device=tree.tokens.device).unsqueeze(1)
+    batch = first_numbers(tree.batch_size, tree.tokens.device).unsqueeze(1)
     return target_log_probs[batch, tree.parents + 1, tree.tokens]

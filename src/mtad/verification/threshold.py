@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
 from mtad.verification.base import keep_and_draw
@@ -73,7 +74,7 @@ def _untried(tree: TokenTree, log_probs: Tensor, node: Tensor) -> Tensor:
 
     The children's tokens stay where nothing else has mass.
     """
-    batch = torch.arange(len(node), device=node.device)
+    batch = first_numbers(len(node), node.device)
     after = log_probs[batch, node + 1]
     is_child = (tree.parents == node.unsqueeze(1)) & tree.valid
     tried = torch.zeros_like(after).scatter_add(1, tree.tokens, is_child.to(after.dtype)) > 0

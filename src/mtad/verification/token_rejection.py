@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, path_to
 from mtad.verification.base import draw_next_token, joint_target_log_probs
@@ -45,7 +46,7 @@ class TokenRejectionVerifier:
 def _residual(tree: TokenTree, target_log_probs: Tensor, num_accepted: Tensor) -> Tensor:
     """Log of max(p - q, 0) after the first rejection, or of p where the draft ended first, `[batch, vocab]`."""
     assert tree.draft_log_probs is not None
-    batch = torch.arange(len(num_accepted), device=num_accepted.device)
+    batch = first_numbers(len(num_accepted), num_accepted.device)
     target = target_log_probs[batch, num_accepted]
     first_refused = num_accepted.clamp(max=tree.num_nodes - 1)
     was_rejected = (num_accepted < tree.num_nodes) & tree.valid[batch, first_refused]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree, ancestor_matrix
 from mtad.verification.base import keep_and_draw
@@ -41,7 +42,7 @@ class TraversalVerifier:
         is_kept = tree.valid & (draws < weights)
         has_kept = (ancestor_matrix(tree.ancestors) & is_kept.unsqueeze(-1)).any(1)
         node = _first_kept(tree.branching, has_kept)
-        batch = torch.arange(tree.batch_size, device=node.device)
+        batch = first_numbers(tree.batch_size, node.device)
         # A leaf has no children to be rejected, so its target law is untouched.
         num_inner = residuals.shape[1]
         inner_law = residuals[batch, (node + 1).clamp(max=num_inner - 1)]
@@ -100,7 +101,7 @@ def _first_kept(branching: tuple[int, ...], has_kept: Tensor) -> Tensor:
     first_above = -1
     for first_node, count in zip(level_starts(branching), branching, strict=False):
         place = (node - first_above).clamp(min=0)
-        children = first_node + place.unsqueeze(1) * count + torch.arange(count, device=node.device)
+        children = first_node + place.unsqueeze(1) * count + first_numbers(count, node.device)
         choice, is_below = first_of(has_kept.gather(1, children))
         alive = alive & is_below
         node = torch.where(alive, children.gather(1, choice.unsqueeze(1)).squeeze(1), node)

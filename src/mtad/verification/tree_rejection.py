@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mtad.sampling import Stream, uniform
 from mtad.structures.acceptance import Acceptance
+from mtad.structures.constants import first_numbers
 from mtad.structures.rows import RowControls
 from mtad.structures.tree import TokenTree
 from mtad.verification.base import keep_and_draw
@@ -33,14 +34,14 @@ class TreeRejectionVerifier:
         assert tree.draft_log_probs is not None, "tree rejection needs the draft's distributions"
         assert tree.branching is not None, "tree rejection needs a tree of regular branching"
         draws = uniform(rows, Stream.ACCEPT, 0, tree.num_nodes)
-        batch = torch.arange(tree.batch_size, device=draws.device)
+        batch = first_numbers(tree.batch_size, draws.device)
         node = torch.full_like(tree.winner, -1)
         next_law = target_log_probs[:, 0].exp()
         alive = torch.ones_like(node, dtype=torch.bool)
         first_above = -1
         for first_node, count in zip(level_starts(tree.branching), tree.branching, strict=False):
             place = (node - first_above).clamp(min=0)
-            children = first_node + place.unsqueeze(1) * count + torch.arange(count, device=node.device)
+            children = first_node + place.unsqueeze(1) * count + first_numbers(count, node.device)
             offers = offer_children(
                 next_law.unsqueeze(1),
                 torch.ones_like(next_law[:, :1]),

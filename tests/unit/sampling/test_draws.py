@@ -22,7 +22,14 @@ from tests.oracles import (
 from tests.table_models import seeded_controls
 from torch import Tensor
 
-from mtad.sampling import Stream, draw_categorical, draw_without_replacement, uniform
+from mtad.sampling import (
+    Stream,
+    draw_ahead,
+    draw_categorical,
+    draw_without_replacement,
+    uniform,
+    uniform_along,
+)
 from mtad.structures import RowSettings
 
 ODDS = 1e-9
@@ -42,6 +49,20 @@ def test_numbers_do_not_depend_on_the_batch() -> None:
 
 def test_a_number_does_not_depend_on_how_many_are_drawn() -> None:
     assert torch.equal(numbers([1], [2], Stream.ACCEPT, 3, 9)[:, :4], numbers([1], [2], Stream.ACCEPT, 3, 4))
+
+
+def test_numbers_drawn_ahead_are_the_same() -> None:
+    plain = seeded_controls(RowSettings(), torch.tensor([3, 2**61, 0])).at(torch.tensor([0, 9, 70_000]))
+    ahead = draw_ahead(plain, 3, 4)
+    for stream, depth, count in itertools.product(Stream, range(6), (1, 4, 7)):
+        assert torch.equal(uniform(ahead, stream, depth, count), uniform(plain, stream, depth, count))
+    assert ahead.at(plain.positions + 1).noise is None
+
+
+def test_numbers_along_the_text_are_those_of_its_places() -> None:
+    rows = seeded_controls(RowSettings(), torch.tensor([3, 4])).at(torch.tensor([0, 9]))
+    places = [uniform(rows.at(rows.positions + place), Stream.NEXT_TOKEN, 0, 1) for place in range(5)]
+    assert torch.equal(uniform_along(rows, Stream.NEXT_TOKEN, 5), torch.cat(places, 1))
 
 
 def test_every_coordinate_matters() -> None:

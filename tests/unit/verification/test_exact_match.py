@@ -54,9 +54,9 @@ class Picks:
     def __init__(self, points: Tensor) -> None:
         self.points = points
 
-    def __call__(self, rows: RowControls, stream: Stream, depth: int, count: int) -> Tensor:
-        assert (stream, depth, count) == (Stream.NEXT_TOKEN, 0, 1)
-        return self.points.gather(1, rows.positions.unsqueeze(1))
+    def __call__(self, rows: RowControls, stream: Stream, length: int) -> Tensor:
+        assert stream == Stream.NEXT_TOKEN
+        return self.points.gather(1, rows.positions.unsqueeze(1) + torch.arange(length))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_emitted_law_is_the_law_of_the_target(
         borders[len(place)] += np.exp(law(place)).cumsum().tolist()
     corners = cells([borders])
     asked = drafts.take(corners.owners)
-    monkeypatch.setattr("mtad.verification.exact_match.uniform", Picks(corners.points))
+    monkeypatch.setattr("mtad.verification.exact_match.uniform_along", Picks(corners.points))
     rows = seeded_controls(RowSettings(), torch.zeros(len(corners.owners), dtype=torch.int64))
     acceptance = ExactMatchVerifier().accept(asked.tree, asked.target_log_probs, rows)
     following = np.eye(vocab)[acceptance.next_tokens.numpy()] * corners.volumes[:, None]
