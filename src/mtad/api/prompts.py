@@ -11,6 +11,11 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or a conversation of `{"role": ..., "content": ...}` messages."""
 
+_FEWEST_FRAMED = 8
+_PROBE = "mtad-probe"
+_SAMPLES = (' A <b>line</b> & "more" \n\n', "{{ x }}\t<|end|>'s\\n")
+"""Texts that a template which strips, escapes or looks at its messages would change."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFormat:
@@ -52,15 +57,56 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, style: PromptFormat) -> list[i
     return token_ids
 
 
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], style: PromptFormat) -> list[list[int]]:
+    """Token ids of many prompts, the same as `encode_prompt` gives one by one.
+
+    Where the chat template puts a text in as it is, texts are put in without running it, and encoded together.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompts: Texts, token ids, or messages.
+        style: How texts are wrapped.
+
+    Raises:
+        PromptError: As `encode_prompt`.
+    """
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    frame = _find_frame(tokenizer, style) if len(texts) >= _FEWEST_FRAMED else None
+    if frame is None:
+        return [encode_prompt(tokenizer, prompt, style) for prompt in prompts]
+    for text in texts:
+        _check_text(text)
+    framed = [frame[0] + text + frame[1] for text in texts]
+    encoded = iter(tokenizer(framed, add_special_tokens=False, verbose=False)["input_ids"])
+    return [
+        list(next(encoded)) if isinstance(prompt, str) else encode_prompt(tokenizer, prompt, style)
+        for prompt in prompts
+    ]
+
+
+def _find_frame(tokenizer: Any, style: PromptFormat) -> tuple[str, str] | None:
+    """What the chat template writes around a text; None where it does more than that."""
+    if getattr(tokenizer, "chat_template", None) is None or style.is_chat is False:
+        return None
+    opening = [] if style.system is None else [{"role": "system", "content": style.system}]
+    before, middle, after = _render(tokenizer, opening, _PROBE).partition(_PROBE)
+    is_plain = bool(middle) and all(_render(tokenizer, opening, text) == before + text + after for text in _SAMPLES)
+    return (before, after) if is_plain else None
+
+
+def _render(tokenizer: Any, opening: list[dict[str, str]], text: str) -> str:
+    messages = [*opening, {"role": "user", "content": text}]
+    found: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return found
+
+
 def _is_list_of(prompt: Any, kind: type) -> bool:
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and len(prompt) > 0
     return is_list and all(isinstance(item, kind) for item in prompt)
 
 
 def _encode_text(tokenizer: Any, text: str, style: PromptFormat) -> list[int]:
-    if not text.strip():
-        raise PromptError("the prompt is empty; give some text to continue or answer")
-    _check_characters(text)
+    _check_text(text)
     has_template = getattr(tokenizer, "chat_template", None) is not None
     is_chat = has_template if style.is_chat is None else style.is_chat
     if style.system is not None and not is_chat:
@@ -69,6 +115,12 @@ def _encode_text(tokenizer: Any, text: str, style: PromptFormat) -> list[int]:
         # Without verbose=False the tokenizer would warn about long prompts, which the engine itself refuses.
         return list(tokenizer(text, verbose=False)["input_ids"])
     return _apply_template(tokenizer, [{"role": "user", "content": text}], style.system)
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise PromptError("the prompt is empty; give some text to continue or answer")
+    _check_characters(text)
 
 
 def _encode_messages(tokenizer: Any, messages: list[Any], style: PromptFormat) -> list[int]:

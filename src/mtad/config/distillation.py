@@ -8,6 +8,10 @@ from mtad.config.fields import check_settings, setting
 from mtad.errors import ConfigError
 
 SIZE_NAMES = ("nano", "small", "base")
+CPU_SAMPLING_BATCH, CUDA_SAMPLING_BATCH = 32, 2048
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 4096, 16384
+TOKENS = 2_000_000
+"""Sampled where neither a number nor a time budget says how many."""
 _SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,2}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -23,12 +27,17 @@ class DistillOptions:
         "draft to train: nano, small, base, HIDDENxLAYERS such as 192x3, or auto; may be given several times, and all "
         "share the target's work",
     )
-    tokens: int = setting(int, 2_000_000, "tokens of text to sample from the target", minimum=1)
+    tokens: int | None = setting(
+        int,
+        None,
+        "tokens of text to sample from the target (default: 2,000,000, or what the time budget allows)",
+        minimum=1,
+    )
     init: str = setting(
         str,
         "pca",
         "how the draft begins: pca (embeddings are the target's principal components), layers (the target's own, "
-        "evenly spaced), random, or the folder of a draft",
+        "evenly spaced), random, or the folder of a draft, in which {size} stands for the name of the size",
     )
     loss: Literal["kl", "tv", "acceptance"] = setting(
         str, "kl", "what is lowered, on the target's whole distribution", choices=("kl", "tv", "acceptance")
@@ -66,8 +75,21 @@ class DistillOptions:
     )
     prompt_tokens: int = setting(int, 256, "longest prompt; longer ones are left out", minimum=1)
     answer_tokens: int = setting(int, 192, "longest sampled answer", minimum=2)
-    sampling_batch: int = setting(int, 32, "texts sampled at a time", minimum=1, maximum=4096)
-    batch_tokens: int = setting(int, 4096, "tokens of one training batch, padding included", minimum=16)
+    sampling_batch: int | None = setting(
+        int,
+        None,
+        f"texts sampled at a time (default: {CPU_SAMPLING_BATCH} on the CPU, on CUDA up to {CUDA_SAMPLING_BATCH}, as "
+        "the memory allows)",
+        minimum=1,
+        maximum=8192,
+    )
+    batch_tokens: int | None = setting(
+        int,
+        None,
+        f"tokens of one training batch, padding included (default: {CPU_BATCH_TOKENS} on the CPU, {CUDA_BATCH_TOKENS} "
+        "on CUDA)",
+        minimum=16,
+    )
     accumulation: int = setting(int, 1, "batches whose gradients are added up for one step", minimum=1)
     learning_rate: float = setting(float, 2e-3, "largest learning rate of AdamW", above=0, maximum=1)
     seed: int = setting(int, 0, "seed of sampling, beginnings and order", minimum=0, maximum=2**62)
@@ -82,6 +104,10 @@ class DistillOptions:
                     f"size must be {', '.join(SIZE_NAMES)}, auto or HIDDENxLAYERS such as 192x3, got {name!r}"
                 )
         _ = self.budget_s
+
+    def init_for(self, size: str) -> str:
+        """How the draft of one size begins."""
+        return self.init.replace("{size}", size)
 
     @property
     def budget_s(self) -> float | None:

@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "speculative": {"method": "speculative"},
 }
 _PROMPTS, _TOKENS, _BATCH = 16, 64, 8
+_CUDA_BATCH = 16
 
 
 def tokens_per_call(
@@ -42,11 +43,12 @@ def tokens_per_call(
     dtype = getattr(torch, models.options.dtype)
     runner = serve_student(copy.deepcopy(draft).to(dtype).eval(), models.target.vocab_size, vocabulary)
     engine = Engine(replace(models, draft=runner))
+    batch_size = _CUDA_BATCH if models.target.device.type == "cuda" else _BATCH
     found = {}
     for label in labels:
         limit = min(_TOKENS, (models.target.max_positions or 2**30) - max(len(item) for item in prompts) - 1)
         options = replace(GenerationOptions(max_new_tokens=max(limit, 1)).for_measurement(), **METHODS[label])
-        results = engine.generate(list(prompts[:count]), options, batch_size=_BATCH)
+        results = engine.generate(list(prompts[:count]), options, batch_size=batch_size)
         calls = sum(item.stats.target_calls for item in results)
         found[label] = sum(item.stats.num_tokens for item in results) / max(calls, 1)
     return found

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from mtad.distill.beams import Layout, draw_beams
+from mtad.distill.fast_llama import find_fast_llama
 from mtad.distill.losses import fused_loss
 from mtad.distill.store import StoredTexts
-from mtad.distill.teacher import Teacher, last_hidden
+from mtad.distill.teacher import Teacher, read_places
 from mtad.distill.vocabulary import read_as
 from mtad.models.intersection import VocabularyMap
 from mtad.models.low_rank_head import LowRankHead
 from mtad.models.placement import has_native_bfloat16
 from mtad.models.trimmed_vocabulary import kept_tokens
+
+_MEASURED_TOKENS = 4096
+"""Of one batch of held-out texts, padding included."""
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Classroom:
         self.teacher, self.drafts, self.loss, self.vocabulary = teacher, list(drafts), loss, vocabulary
         self.device: torch.device = drafts[0].get_input_embeddings().weight.device
         self._ends = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=self.device)
+        self._fast = {id(draft): find_fast_llama(draft) for draft in self.drafts}
         self._columns = None if vocabulary is None else kept_tokens(vocabulary).to(self.device)
 
     def nothing(self) -> Lesson:
@@ -98,10 +103,17 @@ class Classroom:
         pairs = []
         for draft in drafts:
             with narrow(self.device, draft):
-                hidden = last_hidden(draft, own, **(layout.arguments(draft) if layout else {}))
-                states, head = _before_head(draft, hidden.flatten(0, 1)[places])
+                hidden = read_places(
+                    draft,
+                    self._fast[id(draft)],
+                    own,
+                    places,
+                    layout.arguments(draft) if layout else {},
+                    torch.bfloat16 if _uses_bfloat16(self.device, draft.dtype) else None,
+                )
+                states, head = _before_head(draft, hidden)
             width = len(head) if self._columns is not None else self.teacher.vocab_size
-            pairs.append((narrowed(states, self.device), head[:width]))
+            pairs.append((narrowed(states, self.device), head if width == len(head) else head[:width]))
         losses, overlaps = fused_loss(
             lambda first, last: self.teacher.logits(encoded[first:last]), pairs, self.loss, columns=self._columns
         )
@@ -117,13 +129,10 @@ def measure_overlap(classroom: Classroom, texts: StoredTexts, numbers: Sequence[
         texts: Sampled text.
         numbers: The held-out texts.
     """
-    sums = torch.zeros(len(classroom.drafts), dtype=torch.float64)
-    counts = torch.zeros_like(sums)
-    for number in numbers:
-        lesson = classroom.read_texts(texts, [number])
-        sums += lesson.overlaps.double().cpu() * lesson.places
-        counts += lesson.places
-    return [float(item) for item in sums / counts.clamp(min=1)]
+    lessons = [classroom.read_texts(texts, batch) for batch in texts.group(list(numbers), _MEASURED_TOKENS)]
+    overlaps = torch.stack([lesson.overlaps for lesson in lessons]).double().cpu()
+    places = torch.stack([lesson.places for lesson in lessons])
+    return [float(item) for item in (overlaps * places).sum(0) / places.sum(0).clamp(min=1)]
 
 
 def _before_head(draft: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mtad.api import Prompt
 from mtad.config import DistillOptions, ModelOptions
+from mtad.distill.batches import choose_batches
 from mtad.distill.beginnings import begin_draft
 from mtad.distill.cost_model import choose_size
 from mtad.distill.evaluation import tokens_per_call
@@ -65,7 +66,7 @@ class Distillation:
             models = replace(models, device=self.team.device)
         self.models: LoadedModels = load_models(models, wants_draft=False)
         self.vocabulary: VocabularyMap | None = None
-        self.options = self._with_sizes(options)
+        self.options = self._with_batches(self._with_sizes(options))
         self.prompts = prompts
         self.shapes = [DraftShape.parse(name) for name in self.options.size]
         check_drafts(self.models, self.shapes, self.options)
@@ -103,6 +104,17 @@ class Distillation:
             self.work.write("sizes", chosen)
         return chosen
 
+    def _with_batches(self, options: DistillOptions) -> DistillOptions:
+        """The options with the sizes of batches that suit the target's device, once per run."""
+        return replace(options, **self.team.lead(lambda: self._choose_batches(options)))
+
+    def _choose_batches(self, options: DistillOptions) -> dict[str, Any]:
+        chosen = self.work.read("batches")
+        if not chosen:
+            chosen = choose_batches(self.models.target, options)
+            self.work.write("batches", chosen)
+        return chosen
+
     def _sample(self) -> StoredTexts:
         store = TextStore(self.work, self.models.target.vocab_size) if self.team.leads else None
         if not self.team.lead(lambda: self.work.read("sample").get("is_finished", False)):
@@ -122,7 +134,7 @@ class Distillation:
             begin_draft(
                 shape,
                 target,
-                self.options.init,
+                self.options.init_for(shape.name),
                 self.options.seed,
                 vocabulary=self.vocabulary,
                 head_rank=self.options.head_rank,

@@ -4,20 +4,21 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
+from mtad.api.prompts import Prompt, PromptFormat, encode_prompts
 from mtad.config import DistillOptions
+from mtad.config.distillation import CPU_SAMPLING_BATCH, TOKENS
+from mtad.distill.fast_sampling import DeviceSampler, no_tree, samples_fast
 from mtad.distill.store import Text, TextStore
 from mtad.distill.team import Team
 from mtad.distill.work import training_memory_errors
 from mtad.errors import CapacityError, DistillError, PromptError
 from mtad.models.loading import LoadedModels
 from mtad.models.runner import ModelRunner
-from mtad.structures import TokenTree
 
 TEMPERATURES = (1.0, 1.0, 0.7)
 """Of the batches in turn, unfiltered: drafts are asked about likely text as well as about the target's whole law."""
@@ -38,12 +39,12 @@ class PromptSource:
     Attributes:
         given: Token ids of the user's prompts.
         opening: Token ids in front of what a user would write.
-        template: Turns a written text into the token ids of a prompt; None continues the opening as it is.
+        template: Turns written texts into the token ids of prompts; None continues the opening as it is.
     """
 
     given: Sequence[list[int]]
     opening: list[int]
-    template: Callable[[str], list[int]] | None
+    template: Callable[[Sequence[str]], list[list[int]]] | None
 
 
 def read_source(models: LoadedModels, prompts: Iterable[Prompt], options: DistillOptions) -> PromptSource:
@@ -55,7 +56,7 @@ def read_source(models: LoadedModels, prompts: Iterable[Prompt], options: Distil
     """
     tokenizer = models.tokenizer
     style = PromptFormat()
-    encoded = [encode_prompt(tokenizer, prompt, style) for prompt in prompts]
+    encoded = encode_prompts(tokenizer, list(prompts), style)
     given = [item for item in encoded if len(item) <= options.prompt_tokens]
     if encoded and not given:
         raise PromptError(
@@ -67,7 +68,7 @@ def read_source(models: LoadedModels, prompts: Iterable[Prompt], options: Distil
         )
         if mark and before:
             opening = list(tokenizer(before, add_special_tokens=False, verbose=False)["input_ids"])
-            return PromptSource(given, opening, lambda text: encode_prompt(tokenizer, text, style))
+            return PromptSource(given, opening, lambda texts: encode_prompts(tokenizer, texts, style))
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
         raise DistillError("the target's tokenizer has no token that begins a text; give texts with --prompts")
@@ -82,7 +83,7 @@ def sample_texts(
     note: Note,
     team: Team | None = None,
 ) -> None:
-    """Fill the store until it holds `options.tokens` tokens or the budget's share is spent.
+    """Fill the store until it holds enough tokens or the budget's share is spent.
 
     Batch n depends on the seed and n alone, so a killed run continues with the same texts, and so do several processes
     that sample the next batches side by side.
@@ -104,7 +105,7 @@ def sample_texts(
             f"the target reads at most {models.target.max_positions} tokens, got answers of {options.answer_tokens}; "
             "lower --answer-tokens"
         )
-    sampler = TextSampler(models.target, models.defaults.eos_token_ids)
+    sampler = find_sampler(models, options)
     team = team or Team()
     state = team.lead(lambda: _progress(store, options))
     while not state["is_finished"]:
@@ -115,13 +116,15 @@ def sample_texts(
         batches, seconds = team.gather(texts), time.perf_counter() - started
         state = team.lead(lambda found=batches, spent=seconds: _store(store, found, spent, options))  # type: ignore[misc]
     note("sample", 1.0, "")
+    models.target.release()
 
 
 def _progress(store: TextStore | None, options: DistillOptions) -> dict[str, Any]:
     """What the store holds, the share that is done, and the rate; ends it when there is enough."""
     assert store is not None, "the leading process has the store"
     seconds, tokens = store.state["seconds"], store.state["tokens"]
-    done = tokens / options.tokens
+    wanted = options.tokens or (TOKENS if options.budget_s is None else None)
+    done = 0.0 if wanted is None else tokens / wanted
     if options.budget_s is not None:
         done = max(done, seconds / (SAMPLING_SHARE * options.budget_s))
     if done >= 1 and store.state["texts"] >= 2:
@@ -148,27 +151,50 @@ def _store(
 
 
 def _sample_batch(
-    models: LoadedModels, sampler: "TextSampler", source: PromptSource, number: int, options: DistillOptions
+    models: LoadedModels, sampler: "Sampler", source: PromptSource, number: int, options: DistillOptions
 ) -> list[Text]:
     generator = torch.Generator().manual_seed(hash((options.seed, number)) % 2**62)
     random = Random(f"{options.seed} {number}")
     temperature = TEMPERATURES[number % len(TEMPERATURES)]
-    own = [not source.given or random.random() < options.self_written for _ in range(options.sampling_batch)]
+    own = [not source.given or random.random() < options.self_written for _ in range(_rows(options))]
     prompts = [random.choice(source.given) for is_own in own if not is_own]
     if source.template is None:
         prompts += [source.opening] * sum(own)
     elif any(own):
         written = sampler.sample([source.opening] * sum(own), _SELF_WRITTEN_TOKENS, 1.0, generator)
-        texts = (models.tokenizer.decode(item, skip_special_tokens=True).strip() for item in written)
-        prompts += [source.template(text) for text in texts if text]
+        texts = [models.tokenizer.decode(item, skip_special_tokens=True).strip() for item in written]
+        prompts += source.template([text for text in texts if text])
     prompts = [item for item in prompts if len(item) <= _room(models.target, options)]
     answers = sampler.sample(prompts, options.answer_tokens, temperature, generator) if prompts else []
     return [Text(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True) if answer]
 
 
+def _rows(options: DistillOptions) -> int:
+    return options.sampling_batch or CPU_SAMPLING_BATCH
+
+
 def _room(target: ModelRunner, options: DistillOptions) -> int:
     limit = target.max_positions
     return 2**30 if limit is None else limit - options.answer_tokens - 1
+
+
+class Sampler(Protocol):
+    """Continues prompts with tokens of the target."""
+
+    def sample(
+        self, prompts: Sequence[list[int]], limit: int, temperature: float, generator: torch.Generator
+    ) -> list[list[int]]:
+        """See `TextSampler.sample`."""
+        ...
+
+
+def find_sampler(models: LoadedModels, options: DistillOptions) -> Sampler:
+    """The fastest sampler for a target, where it is."""
+    ends = models.defaults.eos_token_ids
+    if not samples_fast(models.target):
+        return TextSampler(models.target, ends)
+    capacity = min(options.prompt_tokens + options.answer_tokens + 1, models.target.max_positions or 2**30)
+    return DeviceSampler(models.target, ends, rows=_rows(options), capacity=capacity)
 
 
 class TextSampler:
@@ -220,24 +246,10 @@ class TextSampler:
         return answers
 
     def _step(self, pending: Tensor, alive: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-        tree = _no_tree(len(pending), pending.device)
+        tree = no_tree(len(pending), pending.device)
         logits = self.target.score_tree(pending, tree)[:, 0].float() / temperature
         # Gumbel's trick, with noise from the CPU: the same text on every device, up to rounding.
         noise = torch.empty(logits.shape).exponential_(generator=generator).to(logits.device)
         drawn = (logits - noise.log()).argmax(-1)
         self.target.keep_path(tree.tokens, torch.zeros_like(pending), alive)
         return drawn
-
-
-def _no_tree(rows: int, device: torch.device) -> TokenTree:
-    nothing: Any = torch.zeros(rows, 0, dtype=torch.int64, device=device)
-    return TokenTree(
-        tokens=nothing,
-        parents=nothing,
-        depths=nothing,
-        joint_draft_log_probs=nothing.float(),
-        ancestors=nothing,
-        winner=torch.full((rows,), -1, device=device),
-        valid=nothing.bool(),
-        carried=nothing.bool(),
-    )

@@ -1,6 +1,8 @@
 """Sampled texts on disk: token ids in two or four bytes each, and where every text begins."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ class TextStore:
         for text in texts:
             end += len(text.token_ids)
             places.append((end, text.num_prompt_tokens))
-        flat = np.array([token for text in texts for token in text.token_ids], dtype=self.kind)
+        count = end - self.state["tokens"]
+        flat = np.fromiter(chain.from_iterable(text.token_ids for text in texts), dtype=self.kind, count=count)
         with disk_errors(self.work.path):
             for path, values in ((self._tokens, flat), (self._index, np.array(places, dtype=np.int64))):
                 with path.open("ab") as file:
@@ -87,6 +90,9 @@ class StoredTexts:
     Args:
         tokens: All token ids, one behind another.
         index: `[texts, 2]`: where each ends, and the length of its prompt.
+
+    Attributes:
+        lengths: Tokens of every text, int64.
     """
 
     def __init__(self, tokens: Any, index: Any) -> None:
@@ -94,14 +100,10 @@ class StoredTexts:
         self.ends = index[:, 0]
         self.starts = np.concatenate([[0], index[:-1, 0]]).astype(np.int64)
         self.prompts = index[:, 1]
+        self.lengths = self.ends - self.starts
 
     def __len__(self) -> int:
         return len(self.ends)
-
-    @property
-    def lengths(self) -> Any:
-        """Tokens of every text, int64."""
-        return self.ends - self.starts
 
     def prompt(self, number: int) -> list[int]:
         """Token ids of one text's prompt."""
@@ -132,7 +134,19 @@ class StoredTexts:
             length = int(self.lengths[number])
             tokens[row, :length] = self._tokens[self.starts[number] : self.ends[number]]
             places.append(np.arange(self.prompts[number] - 1, length - 1) + row * longest)
-        return torch.from_numpy(tokens).to(device), torch.from_numpy(np.concatenate(places)).to(device)
+        return _bring(tokens, device), _bring(np.concatenate(places), device)
+
+    def group(self, numbers: Sequence[int], batch_tokens: int) -> list[list[int]]:
+        """Texts of like length side by side, as many in a group as `batch_tokens` places hold, at least one."""
+        batches: list[list[int]] = []
+        batch: list[int] = []
+        lengths = dict(zip(numbers, self.lengths[numbers].tolist(), strict=True)) if numbers else {}
+        for number in sorted(numbers, key=lengths.__getitem__):
+            if batch and (len(batch) + 1) * lengths[number] > batch_tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(number)
+        return [*batches, batch] if batch else batches
 
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the texts to train on, and of the last twentieth (at most 128), which is held out."""
@@ -149,6 +163,12 @@ def open_texts(work: WorkFolder, vocab_size: int) -> StoredTexts:
     """
     index = np.fromfile(work.path / _INDEX, dtype=np.int64).reshape(-1, 2)
     return StoredTexts(np.memmap(work.path / _TOKENS, dtype=_token_type(vocab_size), mode="r"), index)
+
+
+def _bring(values: Any, device: torch.device) -> Tensor:
+    """An array on a device; to CUDA it goes from pinned memory, so that nobody waits for it."""
+    found = torch.from_numpy(values)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 def _token_type(vocab_size: int) -> Any:

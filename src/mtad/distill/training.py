@@ -1,4 +1,7 @@
-"""The training loop: checkpoints, a learning rate that honours a time budget, and a stop at the first bad number."""
+"""The training loop: checkpoints, a learning rate that honours a time budget, and a stop at the first bad number.
+
+On CUDA the host looks at losses, gradients and overlaps every few batches, and always before it saves.
+"""
 
 import math
 import time
@@ -8,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtad.config import DistillOptions
+from mtad.config.distillation import CPU_BATCH_TOKENS
 from mtad.distill.beams import spread_roots
 from mtad.distill.lessons import Classroom, Lesson
 from mtad.distill.sampling import Note
@@ -24,6 +29,7 @@ EVALUATION_SHARE = 0.08
 CHECKPOINT_S = 60.0
 _WARMUP_SHARE, _LAST_RATE = 0.02, 0.02
 _POOL_BATCHES = 32
+_CUDA_LOOK_BATCHES = 16
 _WEIGHT_DECAY, _BETAS, _LARGEST_GRADIENT = 0.01, (0.9, 0.95), 1.0
 
 
@@ -39,18 +45,11 @@ def order_batches(texts: StoredTexts, numbers: Sequence[int], batch_tokens: int,
     random = Random(seed)
     shuffled = list(numbers)
     random.shuffle(shuffled)
-    lengths = texts.lengths
-    mean = max(float(np.mean(lengths)), 1.0)
+    mean = max(float(np.mean(texts.lengths)), 1.0)
     pool = max(int(_POOL_BATCHES * batch_tokens / mean), 1)
     batches: list[list[int]] = []
     for start in range(0, len(shuffled), pool):
-        batch: list[int] = []
-        for number in sorted(shuffled[start : start + pool], key=lambda item: int(lengths[item])):
-            if batch and (len(batch) + 1) * int(lengths[number]) > batch_tokens:
-                batches.append(batch)
-                batch = []
-            batch.append(number)
-        batches.append(batch)
+        batches += texts.group(shuffled[start : start + pool], batch_tokens)
     random.shuffle(batches)
     return batches
 
@@ -93,6 +92,9 @@ class Trainer:
         self._file = work.path / "checkpoint.pt"
         self._kept_epoch: tuple[int, list[list[int]]] = (-1, [])
         self._lengths: dict[int, int] = {}
+        self._look_batches = _CUDA_LOOK_BATCHES if classroom.device.type == "cuda" else 1
+        self._unseen: list[Tensor] = []
+        self._reached = 0.0
 
     def run(self, texts: StoredTexts, numbers: Sequence[int], seconds: float | None, note: Note) -> None:
         """Train to the end of the epochs or of the time.
@@ -117,16 +119,32 @@ class Trainer:
             progress, is_late = self.team.gather((self._progress(epoch, place, len(batches), seconds), is_late))[0]
             if progress < 1:
                 with training_memory_errors():
-                    overlaps = self._train_batch(texts, batches[place], progress, is_step=self._is_step())
+                    self._unseen.append(self._train_batch(texts, batches[place], progress, is_step=self._is_step()))
+                self._reached = progress
                 self.state["batches"] += 1
                 self.state["tokens"] += int(texts.lengths[batches[place]].sum())
-                self._tell(progress, overlaps, note)
+            is_due = progress >= 1 or (is_late and self.state["batches"] % self.options.accumulation == 0)
+            if is_due or len(self._unseen) >= self._look_batches:
+                self._look(note)
             self.state["seconds"] += self.clock() - started
             self.state["is_finished"] = progress >= 1
-            if progress >= 1 or (is_late and self.state["batches"] % self.options.accumulation == 0):
+            if is_due:
                 self.save()
                 saved = time.perf_counter()
         note(BEAM_STAGE if self.options.on_policy else STAGE, 1.0, "")
+
+    def _look(self, note: Note) -> None:
+        """Read what the batches since the last look gave, and stop at a bad number."""
+        if not self._unseen:
+            return
+        with training_memory_errors():
+            rows = torch.stack(self._unseen).tolist()
+        first = self.state["batches"] - len(rows) + 1
+        self._unseen.clear()
+        for number, (loss, gradient, *_) in enumerate(rows, first):
+            self._check(loss, "loss", number)
+            self._check(gradient, "gradient", number)
+        self._tell(self._reached, rows[-1][2:], note)
 
     def _tell(self, progress: float, overlaps: list[float], note: Note) -> None:
         rate = self.state["tokens"] / max(self.state["seconds"], 1e-9)
@@ -150,7 +168,10 @@ class Trainer:
     def _epoch(self, texts: StoredTexts, numbers: Sequence[int], epoch: int) -> list[list[int]]:
         if self._kept_epoch[0] != epoch:
             seed = f"{self.options.seed} {epoch}"
-            self._kept_epoch = (epoch, order_batches(texts, numbers, self.options.batch_tokens, seed))
+            self._kept_epoch = (
+                epoch,
+                order_batches(texts, numbers, self.options.batch_tokens or CPU_BATCH_TOKENS, seed),
+            )
         return self._kept_epoch[1]
 
     def _progress(self, epoch: int, place: int, num_batches: int, seconds: float | None) -> float:
@@ -162,23 +183,28 @@ class Trainer:
     def _is_step(self) -> bool:
         return bool((self.state["batches"] + 1) % self.options.accumulation == 0)
 
-    def _train_batch(self, texts: StoredTexts, batch: list[int], progress: float, *, is_step: bool) -> list[float]:
+    def _train_batch(self, texts: StoredTexts, batch: list[int], progress: float, *, is_step: bool) -> Tensor:
+        """Loss, largest gradient norm (0 without a step) and overlaps, on the device, `[2 + drafts]` float64."""
         mine = batch[self.team.rank :: self.team.size]
         lesson = self._teach(texts, batch, progress) if mine else self.classroom.nothing()
+        losses, overlaps = self._weigh(lesson)
+        total = torch.stack(losses).sum() / self.options.accumulation
+        sums = torch.cat([total.detach().double().view(1), overlaps])
+        self.team.add([sums])
+        if mine:
+            total.backward()  # type: ignore[no-untyped-call]
+        norm = self._step(progress) if is_step else torch.zeros_like(sums[0])
+        return torch.cat([sums[:1], norm.to(sums).view(1), sums[1:]])
+
+    def _weigh(self, lesson: Lesson) -> tuple[list[Tensor], Tensor]:
+        """Losses and overlaps by this process's share of the batch's places."""
+        if self.team.size == 1:
+            return lesson.losses, lesson.overlaps.double()
         places = lesson.places.clone()
         self.team.add([places])
         shares = lesson.places / places.clamp(min=1)
-        scaled = [loss * float(share) for loss, share in zip(lesson.losses, shares, strict=True)]
-        total = torch.stack(scaled).sum() / self.options.accumulation
-        sums = torch.cat([total.detach().double().cpu().view(1), lesson.overlaps.double().cpu() * shares])
-        self.team.add([sums])
-        self._check(float(sums[0]), "loss")
-        if mine:
-            total.backward()  # type: ignore[no-untyped-call]
-        if is_step:
-            self._step(progress)
-        found: list[float] = sums[1:].tolist()
-        return found
+        losses = [loss * float(share) for loss, share in zip(lesson.losses, shares, strict=True)]
+        return losses, lesson.overlaps.double() * shares.to(lesson.overlaps.device)
 
     def _teach(self, texts: StoredTexts, batch: list[int], progress: float) -> Lesson:
         mine = slice(self.team.rank, None, self.team.size)
@@ -187,14 +213,17 @@ class Trainer:
         generator = torch.Generator().manual_seed(hash((self.options.seed, self.state["batches"])) % 2**62)
         return self.classroom.read_beams(texts, batch[mine], spread_roots(texts.spans(batch), generator)[mine])
 
-    def _step(self, progress: float) -> None:
+    def _step(self, progress: float) -> Tensor:
+        """Change the weights; returns the largest norm that the gradients of a draft had."""
+        norms = []
         for draft, optimizer in zip(self.drafts, self._optimizers, strict=True):
             self._add_gradients(draft)
-            self._check(float(torch.nn.utils.clip_grad_norm_(draft.parameters(), _LARGEST_GRADIENT)), "gradient")
+            norms.append(torch.nn.utils.clip_grad_norm_(draft.parameters(), _LARGEST_GRADIENT))
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * rate_factor(progress)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        return torch.stack(norms).max()
 
     def _add_gradients(self, draft: Any) -> None:
         """Sum the gradients of all processes, each of which has seen its own texts of the batch."""
@@ -205,11 +234,11 @@ class Trainer:
                 weight.grad = torch.zeros_like(weight)
         self.team.add(weight.grad for weight in draft.parameters() if weight.grad is not None)
 
-    def _check(self, value: float, what: str) -> None:
-        """Raise at the first bad number, before it reaches the weights; the last checkpoint stays."""
+    def _check(self, value: float, what: str, batch: int) -> None:
+        """Raise at the first bad number, before it reaches a checkpoint; the last one stays."""
         if not math.isfinite(value):
             raise DistillError(
-                f"the {what} became {value} at batch {self.state['batches'] + 1}, expected a number; the last good "
+                f"the {what} became {value} at batch {batch}, expected a number; the last good "
                 f"checkpoint ({self._file}) is kept, run the same command again with a lower --learning-rate"
             )
 
@@ -251,4 +280,5 @@ def _optimizer(draft: Any, options: DistillOptions) -> torch.optim.AdamW:
     matrices = [weight for weight in draft.parameters() if weight.dim() > 1]
     vectors = [weight for weight in draft.parameters() if weight.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=_BETAS, foreach=True)
+    is_fused = draft.get_input_embeddings().weight.device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=_BETAS, foreach=not is_fused, fused=is_fused)

@@ -30,10 +30,20 @@ def check_drafts(models: LoadedModels, shapes: Sequence[DraftShape], options: Di
         DistillError: As `choose_vocabulary` and `thin_head`.
         VocabularyMismatchError: As `find_vocabulary`.
     """
+    _check_init(options)
     find_vocabulary(models, None, options)
     for shape in shapes:
         if options.head_rank is not None and options.init in ("pca", "random"):
             _check_rank(options.head_rank, shape.hidden)
+
+
+def _check_init(options: DistillOptions) -> None:
+    """Several drafts that begin as the same one would end as the same one."""
+    if len(options.size) > 1 and options.init not in ("pca", "layers", "random") and "{size}" not in options.init:
+        raise ConfigError(
+            f"got one draft to begin {len(options.size)} sizes with ({options.init}), expected one each; let {{size}} "
+            "stand for the name of the size, or train one size at a time"
+        )
 
 
 def find_vocabulary(models: LoadedModels, texts: StoredTexts | None, options: DistillOptions) -> VocabularyMap | None:
@@ -44,7 +54,7 @@ def find_vocabulary(models: LoadedModels, texts: StoredTexts | None, options: Di
         DistillError: As `choose_vocabulary`.
         VocabularyMismatchError: The draft to begin with belongs to another target.
     """
-    folder = Path(options.init).expanduser()
+    folder = Path(options.init_for(options.size[0])).expanduser()
     if (folder / VOCABULARY_FILE).is_file():
         draft_width = int(read_model_config(folder, "draft").get_text_config(decoder=True).vocab_size)
         found = load_vocabulary(folder, models.tokenizer, (models.target.vocab_size, draft_width))

@@ -59,8 +59,8 @@ class WorkFolder:
         return True
 
     def _has_begun(self) -> bool:
-        """Whether there is anything beside the settings and the choice of sizes."""
-        idle = {"settings.json", "sizes.json"}
+        """Whether there is anything beside the settings and the choice of sizes and batches."""
+        idle = {"settings.json", "sizes.json", "batches.json"}
         return any(file.is_dir() or file.stat().st_size for file in self.path.iterdir() if file.name not in idle)
 
     def read(self, stage: str) -> dict[str, Any]:

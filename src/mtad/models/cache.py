@@ -162,6 +162,12 @@ class SlotCache(Cache):
             layer.copy_(layer.index_select(1, rows))
 
     @torch.inference_mode()
+    def front_rows(self, rows: Tensor, num_slots: int) -> None:
+        """Copy the first slots of the named rows, `[kept]` int64, over those of the first rows, where they stay."""
+        for tensor in self.tensors():
+            tensor[: len(rows), :, :num_slots] = tensor[rows.to(tensor.device), :, :num_slots]
+
+    @torch.inference_mode()
     def copy_row(self, source: int, target: int, num_slots: int) -> None:
         """Copy the first slots of one row over those of another."""
         for tensor in self.tensors():

@@ -115,6 +115,18 @@ class TransformersRunner(ModelRunner):
         ).logits
         return logits[:, -batch.num_logits :, : self.vocab_size].to(self.device)
 
+    def front_rows(self, rows: Tensor, longest: int) -> None:
+        """Bring the named rows of the whole cache to its front, where it is; the rows behind them begin anew.
+
+        Args:
+            rows: In that order, `[kept]` int64, each once.
+            longest: None of them has more cached tokens.
+        """
+        self._allocated.front_rows(rows, min(longest, self.num_slots))
+        lengths = self.use.all_lengths
+        lengths[: len(rows)] = lengths[rows]
+        lengths[len(rows) :] = 0
+
     def release(self) -> None:
         """See `ModelRunner.release`."""
         super().release()

@@ -61,7 +61,9 @@ def test_the_target_writes_prompts_in_its_user_s_turn(models: LoadedModels) -> N
     source = read_source(models, [], quick_options())
     assert models.tokenizer.decode(source.opening) == "user: "
     assert source.template is not None
-    assert models.tokenizer.decode(source.template("hi")) == "user: hi\nassistant: "
+    assert [models.tokenizer.decode(item) for item in source.template(["hi", "ho"])] == [
+        f"user: {word}\nassistant: " for word in ("hi", "ho")
+    ]
 
 
 def test_without_a_template_it_begins_with_its_own_first_token(models: LoadedModels) -> None:

@@ -1,0 +1,1 @@
+"""Triton kernels of sampling and training on CUDA; imported where they are launched alone."""
