@@ -4,6 +4,7 @@ import torch
 
 from mtad.config import DistillOptions
 from mtad.config.distillation import CPU_BATCH_TOKENS, CPU_SAMPLING_BATCH, CUDA_BATCH_TOKENS, CUDA_SAMPLING_BATCH
+from mtad.distill.fast_sampling import samples_fast
 from mtad.models.runner import ModelRunner
 
 _CACHE_SHARE = 0.35
@@ -18,12 +19,9 @@ def choose_batches(target: ModelRunner, options: DistillOptions) -> dict[str, in
         target: Where it is decides.
         options: What the user said.
     """
-    is_cuda = target.device.type == "cuda"
-    return {
-        "sampling_batch": options.sampling_batch
-        or (_texts_that_fit(target, options) if is_cuda else CPU_SAMPLING_BATCH),
-        "batch_tokens": options.batch_tokens or (CUDA_BATCH_TOKENS if is_cuda else CPU_BATCH_TOKENS),
-    }
+    texts = _texts_that_fit(target, options) if samples_fast(target) else CPU_SAMPLING_BATCH
+    tokens = CUDA_BATCH_TOKENS if target.device.type == "cuda" else CPU_BATCH_TOKENS
+    return {"sampling_batch": options.sampling_batch or texts, "batch_tokens": options.batch_tokens or tokens}
 
 
 def _texts_that_fit(target: ModelRunner, options: DistillOptions) -> int:

@@ -101,7 +101,7 @@ def write_texts(models: LoadedModels, given: Sequence[Prompt], effort: Effort) -
         if source.template is not None:
             written = sampler.sample(prompts, min(_PROMPT_TOKENS, room), 1.0, generator)
             said = [models.tokenizer.decode(item, skip_special_tokens=True).strip() for item in written]
-            prompts = [source.template(text) for text in said if text] or prompts
+            prompts = source.template([text for text in said if text]) or prompts
     answers = sampler.sample(prompts, min(effort.new_tokens, room), 1.0, generator)
     return [Text(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
 

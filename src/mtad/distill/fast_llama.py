@@ -72,13 +72,13 @@ class FastLlama:
             branch = F.linear(self._attend(states, tokens.shape, layer.self_attn.scaling), output)
             stream, normed = self._norm(layer.post_attention_layernorm, stream, branch, dtype)
             branch = F.linear(gate(F.linear(normed, wide)), down)
-        return self._norm(inner.norm, stream, branch, dtype)[1].unflatten(0, tokens.shape)
+        return self._norm(inner.norm, stream, branch, dtype)[1].view(*tokens.shape, -1)
 
     def _norm(self, module: Any, stream: Tensor, branch: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
         return add_norm(stream, branch, module.weight, module.variance_epsilon, dtype)
 
     def _attend(self, states: Tensor, shape: torch.Size, scaling: float) -> Tensor:
-        parts = states.view(*shape, sum(self.heads), self.head_dim).split(self.heads, 2)
+        parts = torch.split(states.view(*shape, sum(self.heads), self.head_dim), list(self.heads), 2)
         query, key, value = (part.transpose(1, 2) for part in parts)
         with sdpa_kernel(_KERNELS):
             found = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)

@@ -205,8 +205,15 @@ class DeviceSampler:
             return
         replay = self._replays[key]
         if replay is None:
-            replay = self._replays[key] = self._capture(lambda: self._step(board, num_rows))
+            replay = self._replays[key] = self._try_capture(lambda: self._step(board, num_rows))
         replay()
+
+    def _try_capture(self, call: Call) -> Call:
+        try:
+            return self._capture(call)
+        except RuntimeError:
+            # Nothing has run on the device, so the call can be made as it is, only slower.
+            return call
 
     def _step(self, board: _Board, num_rows: int) -> Tensor:
         pending, alive, texts = board.pending[:num_rows], board.alive[:num_rows], board.texts[:num_rows]

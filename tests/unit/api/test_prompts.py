@@ -7,7 +7,7 @@ import torch
 from tests.tiny_engine import CHARACTERS, SPECIAL_TOKENS, tiny_tokenizer
 from tests.tiny_models import VOCAB_SIZE
 
-from mtad.api.prompts import PromptFormat, encode_prompt
+from mtad.api.prompts import PromptFormat, encode_prompt, encode_prompts
 from mtad.errors import PromptError
 
 RAW = PromptFormat(is_chat=False)
@@ -33,6 +33,24 @@ def refusal(tokenizer: Any, prompt: Any, style: PromptFormat = EITHER) -> str:
     with pytest.raises(PromptError) as caught:
         encode_prompt(tokenizer, prompt, style)
     return str(caught.value)
+
+
+STRIPS = "{% for message in messages %}{{ message.content | trim }}{% endfor %}>"
+LOOKS = "{% for message in messages %}{{ message.content }}{% if 'x' in message.content %}!{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [None, STRIPS, LOOKS], ids=["plain", "strips", "looks"])
+@pytest.mark.parametrize("style", [RAW, EITHER, PromptFormat(system="be kind")], ids=["raw", "chat", "system"])
+def test_many_prompts_are_encoded_as_each_of_them_is(template: str | None, style: PromptFormat) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    prompts = [f" word {number} x" for number in range(9)] + [[1, 5, 6]]
+    assert encode_prompts(tokenizer, prompts, style) == [encode_prompt(tokenizer, item, style) for item in prompts]
+
+
+def test_a_bad_prompt_among_many_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        encode_prompts(tokenizer, ["a"] * 9 + [" "], CHAT)
 
 
 def test_raw_text_is_encoded_as_it_stands(tokenizer: Any) -> None:

@@ -53,6 +53,16 @@ def test_gradients_are_those_of_finite_differences(loss: str) -> None:
     assert torch.autograd.gradcheck(value, (states, head))
 
 
+def test_without_gradients_the_values_are_the_same() -> None:
+    target, pair = _target(), _pair(4, 3)
+    expected = fused_loss(lambda a, b: target[a:b], [pair], "acceptance", 3)
+    with torch.no_grad():
+        found = fused_loss(lambda a, b: target[a:b], [pair], "acceptance", 3)
+    assert torch.equal(found[0][0], expected[0][0].detach())
+    assert torch.equal(found[1], expected[1])
+    assert not found[0][0].requires_grad
+
+
 def test_equal_distributions_lose_nothing() -> None:
     states, head = _pair(4, 3)
     target = (states @ head.T).detach()

@@ -17,10 +17,11 @@ from tests.unit.models.test_adapters import save_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtad.api import Engine
+from mtad.config import DistillOptions
 from mtad.distill.pairing import pair_overlap
 from mtad.distill.pipeline import Distillation
 from mtad.distill.store import Text
-from mtad.errors import DistillError
+from mtad.errors import ConfigError, DistillError
 from mtad.models.loading import load_models
 
 
@@ -81,6 +82,25 @@ def test_several_sizes_have_folders_of_their_own(target_folder: Path, tmp_path: 
     report = _run(target_folder, tmp_path, size=("16x1", "32x2"), tokens=300, epochs=1)
     assert set(report["drafts"]) == {"16x1", "32x2"}
     assert all((tmp_path / name / "model.safetensors").is_file() for name in report["drafts"])
+
+
+def test_every_size_goes_on_with_a_draft_of_its_own(target_folder: Path, tmp_path: Path) -> None:
+    sizes = ("16x1", "32x2")
+    first = _run(target_folder, tmp_path / "first", size=sizes, tokens=300, epochs=1)
+    changes = {"size": sizes, "tokens": 300, "epochs": 1, "learning_rate": 1e-9}
+    with pytest.raises(ConfigError, match=r"one draft to begin 2 sizes with .*let \{size\} stand"):
+        _run(target_folder, tmp_path / "second", init=str(tmp_path / "first/16x1"), **changes)
+    second = _run(target_folder, tmp_path / "second", init=str(tmp_path / "first/{size}"), **changes)
+    for size in sizes:
+        before, after = second["drafts"][size]["before"], first["drafts"][size]["after"]
+        assert before["overlap"] == pytest.approx(after["overlap"], abs=1e-3)
+
+
+def test_batches_suit_the_device_unless_they_are_given(target_folder: Path, tmp_path: Path) -> None:
+    chosen = Distillation(model_options(target_folder), DistillOptions(), [], tmp_path / "auto", silent).options
+    assert (chosen.sampling_batch, chosen.batch_tokens) == (32, 4096)
+    given = Distillation(model_options(target_folder), quick_options(), [], tmp_path / "given", silent).options
+    assert (given.sampling_batch, given.batch_tokens) == (8, 256)
 
 
 def test_a_finished_run_is_not_run_again(target_folder: Path, finished: tuple[Path, Any]) -> None:

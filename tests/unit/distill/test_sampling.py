@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.unit.distill.conftest import quick_options, silent
 
-from mtad.distill.sampling import PromptSource, TextSampler, read_source, sample_texts
+from mtad.distill.sampling import SAMPLING_SHARE, PromptSource, TextSampler, read_source, sample_texts
 from mtad.distill.store import TextStore
 from mtad.distill.work import WorkFolder
 from mtad.errors import CapacityError, PromptError
@@ -40,6 +40,16 @@ def test_texts_end_with_the_end_token(models: LoadedModels) -> None:
     assert ended
     assert all(item.index(2) == len(item) - 1 for item in ended)
     assert {len(item) for item in drawn if 2 not in item} <= {30}
+
+
+def test_a_time_budget_alone_says_how_much_is_sampled(models: LoadedModels, tmp_path: Any) -> None:
+    work = WorkFolder(tmp_path)
+    work.open({})
+    store = TextStore(work, models.target.vocab_size)
+    options = quick_options(tokens=None, time_budget="2s")
+    sample_texts(models, read_source(models, ["abc"], options), store, options, silent)
+    assert store.state["seconds"] >= SAMPLING_SHARE * 2
+    assert store.state["is_finished"]
 
 
 def test_a_killed_run_samples_the_same_texts(models: LoadedModels, tmp_path: Any) -> None:

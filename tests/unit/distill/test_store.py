@@ -39,6 +39,14 @@ def test_answers_are_the_places_to_train_on(work: WorkFolder) -> None:
     assert places.tolist() == [1, 2, 4, 5]
 
 
+def test_texts_of_like_length_share_a_group(work: WorkFolder) -> None:
+    store = TextStore(work, 61)
+    store.append([Text([1] * count, 1) for count in (9, 2, 5, 3, 30, 2)], 1.0)
+    texts = store.open()
+    assert texts.group([0, 1, 2, 3, 4, 5], 10) == [[1, 5, 3], [2], [0], [4]]
+    assert texts.group([], 10) == []
+
+
 def test_what_a_kill_left_half_written_is_cut_off(work: WorkFolder) -> None:
     TextStore(work, 61).append(TEXTS, 1.0)
     for name in ("tokens.bin", "index.bin"):

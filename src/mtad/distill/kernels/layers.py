@@ -22,17 +22,16 @@ def add_norm(
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     place = row * WIDTH + columns
-    kind = stream_pointer.dtype.element_ty
     values = tl.load(stream_pointer + place, mask=inside, other=0.0).to(tl.float32)
     if HAS_BRANCH:
         values += tl.load(branch_pointer + place, mask=inside, other=0.0).to(tl.float32)
-        rounded = values.to(kind)
+        rounded = values.to(stream_pointer.dtype.element_ty)
         tl.store(sum_pointer + place, rounded, mask=inside)
         values = rounded.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(values * values, 0) / WIDTH + epsilon)
     tl.store(scale_pointer + row, scale)
     weight = tl.load(weight_pointer + columns, mask=inside, other=0.0).to(tl.float32)
-    normed = (values * scale).to(kind).to(tl.float32) * weight
+    normed = (values * scale).to(stream_pointer.dtype.element_ty).to(tl.float32) * weight
     tl.store(normed_pointer + place, normed.to(normed_pointer.dtype.element_ty), mask=inside)
 
 
@@ -106,9 +105,10 @@ def rotate(
     sine = tl.load(sine_pointer + angle + heads * 0, mask=turns, other=0.0) * sign
     left = tl.load(states_pointer + place, mask=inside, other=0.0).to(tl.float32)
     right = tl.load(states_pointer + place + HALF, mask=inside, other=0.0).to(tl.float32)
-    kind = rotated_pointer.dtype.element_ty
-    tl.store(rotated_pointer + place, (left * cosine - right * sine).to(kind), mask=inside)
-    tl.store(rotated_pointer + place + HALF, (right * cosine + left * sine).to(kind), mask=inside)
+    first = left * cosine - right * sine
+    second = right * cosine + left * sine
+    tl.store(rotated_pointer + place, first.to(rotated_pointer.dtype.element_ty), mask=inside)
+    tl.store(rotated_pointer + place + HALF, second.to(rotated_pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -118,11 +118,10 @@ def gate(pointer, gated_pointer, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH
     place = row * (2 * WIDTH) + columns
-    kind = gated_pointer.dtype.element_ty
     value = tl.load(pointer + place, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(pointer + place + WIDTH, mask=inside, other=0.0).to(tl.float32)
-    opened = (value * tl.sigmoid(value)).to(kind).to(tl.float32)
-    tl.store(gated_pointer + row * WIDTH + columns, (opened * up).to(kind), mask=inside)
+    opened = (value * tl.sigmoid(value)).to(gated_pointer.dtype.element_ty).to(tl.float32)
+    tl.store(gated_pointer + row * WIDTH + columns, (opened * up).to(gated_pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -132,11 +131,12 @@ def gate_backward(pointer, outer_pointer, gradient_pointer, WIDTH: tl.constexpr,
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH
     place = row * (2 * WIDTH) + columns
-    kind = gradient_pointer.dtype.element_ty
     value = tl.load(pointer + place, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(pointer + place + WIDTH, mask=inside, other=0.0).to(tl.float32)
     outer = tl.load(outer_pointer + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
     openness = tl.sigmoid(value)
     slope = openness * (1.0 + value * (1.0 - openness))
-    tl.store(gradient_pointer + place, (outer * up * slope).to(kind), mask=inside)
-    tl.store(gradient_pointer + place + WIDTH, (outer * value * openness).to(kind), mask=inside)
+    first = outer * up * slope
+    second = outer * value * openness
+    tl.store(gradient_pointer + place, first.to(gradient_pointer.dtype.element_ty), mask=inside)
+    tl.store(gradient_pointer + place + WIDTH, second.to(gradient_pointer.dtype.element_ty), mask=inside)
