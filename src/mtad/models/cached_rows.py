@@ -11,6 +11,11 @@ from torch import Tensor
 from mtad.errors import CapacityError, spell_bytes
 from mtad.models.graphs import places_of, settle
 
+SLOT_STEP = 256
+"""Slots of a cache that captured calls read come in such steps, so that prompts of like length find it where it was."""
+_KEPT_SLOTS = 4096
+"""Such a cache of up to so many slots is used again for prompts of any length."""
+
 
 @dataclass(slots=True)
 class CacheUse:
@@ -65,7 +70,8 @@ class CachedRows(ABC):
     def allocate(self, batch_size: int, capacity: int) -> None:
         """Make room for `batch_size` rows of `capacity` tokens, tree nodes included; forgets what was cached.
 
-        A cache at hand that fits is used again, so that it stays where it is; it may then have more slots.
+        A cache at hand that fits is used again, so that it stays where it is; it may then have more slots: up to
+        twice as many, and any number up to some thousand where calls are captured, whose time does not depend on it.
 
         Raises:
             CapacityError: The memory for the cache is not there.
@@ -75,11 +81,11 @@ class CachedRows(ABC):
         use.all_lengths = use.lengths = settle(use.all_lengths, nothing)
         use.longest, use.has_fixed_shapes = 0, False
         at_hand = self._slots_at_hand(batch_size)
-        if capacity < at_hand <= 2 * (capacity + 1):
+        if capacity < at_hand <= max(2 * (capacity + 1), _KEPT_SLOTS if self.can_be_captured else 0):
             use.num_slots = at_hand
             self._use_slots(0, batch_size)
             return
-        use.num_slots = capacity + 1
+        use.num_slots = self._slots_for(capacity)
         try:
             self._allocate_slots(batch_size, self.num_slots)
         except (RuntimeError, MemoryError) as error:
@@ -142,6 +148,10 @@ class CachedRows(ABC):
     def note_longest(self, longest: int) -> None:
         """Tell the exact length of the longest row, once the host has read it; keeps attention short."""
         self.use.longest = longest
+
+    def _slots_for(self, capacity: int) -> int:
+        """Slots of a new cache for so many tokens and the waste bin."""
+        return -(-(capacity + 1) // SLOT_STEP) * SLOT_STEP if self.can_be_captured else capacity + 1
 
     def _slots_at_hand(self, batch_size: int) -> int:
         """Slots per row of a cache of so many rows that can be used again, 0 for none."""

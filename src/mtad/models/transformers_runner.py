@@ -132,6 +132,10 @@ class TransformersRunner(ModelRunner):
         super().release()
         self.cache = None
 
+    def _slots_for(self, capacity: int) -> int:
+        slots = super()._slots_for(capacity)
+        return slots if self.max_slots is None else max(capacity + 1, min(slots, self.max_slots))
+
     def _slots_at_hand(self, batch_size: int) -> int:
         return 0 if self.cache is None or self.cache.total_rows != batch_size else self.cache.num_slots
 

@@ -91,6 +91,15 @@ def test_a_window_smaller_than_the_sequence_is_a_capacity_error() -> None:
         runner.allocate(1, 16)
 
 
+def test_a_captured_cache_takes_no_more_slots_than_the_window_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TransformersRunner, "can_be_captured", True)
+    runner = TransformersRunner(tiny_model("mistral", sliding_window=16))
+    runner.allocate(1, 9)
+    assert runner.num_slots == 16
+    with pytest.raises(CapacityError, match="window of 16 tokens"):
+        runner.allocate(1, 16)
+
+
 def test_rotary_embeddings_that_switch_with_length_stop_at_the_switch() -> None:
     factors = [1.0] * 4
     rope = {

@@ -7,11 +7,13 @@ import torch
 from tests.oracles import path_nodes, table_logits
 from tests.random_trees import random_trees
 from tests.table_models import prefilled, random_table
+from tests.tiny_models import tiny_model
 
 from mtad.drafting import chain_tree
 from mtad.errors import CapacityError
 from mtad.models.runner import PREFILL_CHUNK
 from mtad.models.table import TableRunner
+from mtad.models.transformers_runner import TransformersRunner
 
 PROMPTS = [[1], [2, 0, 3, 1], [3, 3], [0, 2, 1]]
 
@@ -104,6 +106,16 @@ def test_allocating_again_forgets_everything() -> None:
     runner.allocate(1, 6)
     runner.prefill(torch.tensor([[3, 1]]), torch.tensor([1]))
     check_root(runner, table, [[3, 1]])
+
+
+def test_a_captured_cache_stays_where_it_is_for_texts_of_any_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TransformersRunner, "can_be_captured", True)
+    runner = TransformersRunner(tiny_model())
+    slots = []
+    for capacity in (100, 255, 256, 30, 511, 5000, 30):
+        runner.allocate(1, capacity)
+        slots.append(runner.num_slots)
+    assert slots == [256, 256, 512, 512, 512, 5120, 256], "a cache too large for the text is not kept"
 
 
 def test_a_cache_without_memory_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def begin_tokens(
     tl.store(sine_pointer + place * HALF + half, sines, mask=is_half)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "num_kept"])
 def add_and_normalise(
     residual_pointer,
     update_pointer,
@@ -107,7 +107,7 @@ def head_norm(first, second, first_weights, second_weights, epsilon, HEAD_DIM: t
     return (rounded_first * first_weights).to(first.dtype), (rounded_second * second_weights).to(first.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries"])
 def rotate_and_store(
     joint_pointer,
     cosine_pointer,
@@ -213,7 +213,7 @@ def gate_neurons(
     tl.store(output_pointer + place * NEURONS + neurons, kept, mask=is_neuron)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def move_slots(
     cache_pointer,
     source_pointer,

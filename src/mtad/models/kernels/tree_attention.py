@@ -48,7 +48,7 @@ def scores_of(query, keys, scaling, SOFTCAP: tl.constexpr, WIDENS: tl.constexpr)
     return scores * 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries"])
 def attend_splits(
     query_pointer,
     key_pointer,
@@ -161,7 +161,7 @@ def attend_splits(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "num_places"])
 def join_splits(
     partial_pointer,
     scale_pointer,
