@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mtad.bench.bandwidth import measure_bandwidth
 from mtad.models.forward import ForwardBatch
 from mtad.models.kernels import product_calls
 from mtad.models.transformers_runner import TransformersRunner
@@ -28,8 +29,8 @@ def main() -> None:
     """Print one line per model and way, then all of them as JSON."""
     if not torch.cuda.is_available():
         raise SystemExit("got no CUDA device, expected one; run this where there is a GPU")
-    bandwidth = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}, copies {bandwidth / 1e12:.2f} TB/s; ms (times the floor) by tokens")
+    bandwidth = measure_bandwidth(torch.device("cuda"))
+    print(f"{torch.cuda.get_device_name()}, {bandwidth / 1e12:.2f} TB/s; ms (times the floor) by tokens")
     print(f"{'call':36}" + "".join(f"{tokens:>16}" for tokens in TOKENS))
     records = []
     for name in sys.argv[1:] or MODELS:
@@ -114,13 +115,6 @@ def time_s(call: Callable[[], object]) -> float:
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return float(torch.tensor(times).median())
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a large copy."""
-    source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * len(source) / time_s(lambda: target.copy_(source))
 
 
 if __name__ == "__main__":

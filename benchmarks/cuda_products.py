@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mtad.bench.bandwidth import measure_bandwidth
 from mtad.models.kernels import product_calls
 from mtad.models.twins import SHAPES, TwinShape
 
@@ -52,8 +53,8 @@ def main() -> None:
     """Print one line per product and way, then all of them as JSON."""
     if not torch.cuda.is_available():
         raise SystemExit("got no CUDA device, expected one; run this where there is a GPU")
-    bandwidth = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}, copies {bandwidth / 1e12:.2f} TB/s; GB/s (share of that) by tokens")
+    bandwidth = measure_bandwidth(torch.device("cuda"))
+    print(f"{torch.cuda.get_device_name()}, {bandwidth / 1e12:.2f} TB/s; GB/s (share of that) by tokens")
     print(f"{'product':40}" + "".join(f"{tokens:>14}" for tokens in TOKENS))
     records = []
     for product in [product for model in MODELS for product in products(model, SHAPES[model])]:
@@ -62,7 +63,8 @@ def main() -> None:
             num_bytes = 2 * product.outputs * product.inputs
             cells = "".join(f"{num_bytes / s / 1e9:8.0f} ({num_bytes / s / bandwidth:3.0%})" for s in times)
             print(f"{product.model} {product.name:8} {num_bytes / 1e6:7.1f} MB {way}".ljust(40) + cells, flush=True)
-            records.append({"model": product.model, "name": product.name, "way": way, "seconds": times})
+            row = {"model": product.model, "name": product.name, "way": way, "bytes": num_bytes, "seconds": times}
+            records.append(row)
     found = {"device": torch.cuda.get_device_name(), "bandwidth": bandwidth, "tokens": TOKENS, "products": records}
     print(json.dumps(found))
 
@@ -107,13 +109,6 @@ def time_s(call: Callable[[], object]) -> float:
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return float(torch.tensor(times).median())
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a large copy."""
-    source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * len(source) / time_s(lambda: target.copy_(source))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ HEADINGS = (
     "less than `speculative`",
     "draft, J",
     "score, J",
+    "both, J/token",
     "W",
     "tokens/s",
     "tokens per call",
@@ -31,9 +32,18 @@ def energy_lines(name: str, record: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{_caption(name, record)}"
 
 
-def saving(record: dict[str, Any], label: str) -> Estimate | None:
-    """How many times less energy a contender takes than speculative sampling on the first workload."""
-    return next(item.saving for item in summarize_energy(record) if item.label == label)
+def phase_joules(item: EnergySummary) -> float | None:
+    """Joules per token of drafting and scoring alone: those of an iteration by the tokens that it emits."""
+    if item.score_joules is None:
+        return None
+    return ((item.draft_joules or 0.0) + item.score_joules) / item.tokens_per_call
+
+
+def phase_saving(record: dict[str, Any], label: str, baseline: str = "speculative") -> float | None:
+    """How many times fewer of these a contender takes than another on the first workload."""
+    found = {item.label: phase_joules(item) for item in summarize_energy(record) if item.workload == 0}
+    own, other = found[label], found[baseline]
+    return None if own is None or other is None else other / own
 
 
 def _cells(item: EnergySummary) -> tuple[str, ...]:
@@ -41,9 +51,10 @@ def _cells(item: EnergySummary) -> tuple[str, ...]:
         f"`{item.label}`",
         _joules(item.joules_per_token),
         _joules(item.net_joules_per_token),
-        "" if item.saving is None else f"{item.saving.value:.2f}x ({item.saving.low:.2f} to {item.saving.high:.2f})",
+        "" if item.saving is None else f"{item.saving.value:.2f}x",
         "" if item.draft_joules is None else f"{item.draft_joules:{joule_format(item.draft_joules)}}",
         "" if item.score_joules is None else f"{item.score_joules:{joule_format(item.score_joules)}}",
+        _phase_cell(item),
         "" if item.watts is None else f"{item.watts:.0f}",
         f"{item.tokens_per_s.value:.1f}",
         f"{item.tokens_per_call:.2f}",
@@ -51,10 +62,17 @@ def _cells(item: EnergySummary) -> tuple[str, ...]:
     )
 
 
+def _phase_cell(item: EnergySummary) -> str:
+    joules = phase_joules(item)
+    return "" if joules is None else f"{joules:{joule_format(joules)}}"
+
+
 def _joules(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
     spec = joule_format(estimate.value)
+    if estimate.low == estimate.high:
+        return f"{estimate.value:{spec}}"
     return f"{estimate.value:{spec}} ({estimate.low:{spec}} to {estimate.high:{spec}})"
 
 

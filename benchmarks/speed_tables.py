@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mtad.results.intervals import Estimate
 from mtad.results.provenance import machine_name
 from mtad.results.speed import SpeedSummary, summarize_speed
 
@@ -18,7 +19,7 @@ def speed_lines(name: str, record: dict[str, Any]) -> str:
         headings += [f"against `{OURS}`", "floor"]
         for line, item in zip(cells, summarize_speed(record, OURS), strict=True):
             line += [_ratio(item), "" if item.floor_share is None else f"{item.floor_share:.0%}"]
-    if len(record["setup"]["workloads"]) > 1:
+    if len(_measured(record)) > 1:
         headings.insert(0, "batch")
         for line, item in zip(cells, summarize_speed(record, None), strict=True):
             line.insert(0, str(record["setup"]["workloads"][item.workload]["batch_size"]))
@@ -27,19 +28,47 @@ def speed_lines(name: str, record: dict[str, Any]) -> str:
 
 
 def _caption(name: str, record: dict[str, Any]) -> str:
-    run, workloads = record["run"], record["setup"]["workloads"]
+    run, workloads = record["run"], _measured(record)
     settings = next(iter(record["setup"]["contenders"].values()))
     weights = "8-bit weights of target and draft, " if record["models"].get("quantization") == "int8" else ""
     threads = f"{record['threads']} threads on {run['machine']['cores']} cores of an {machine_name(run)} processor"
     machine = f"one {machine_name(run)}" if run["machine"].get("accelerators") else threads
+    count = 1 + max(item["repeat"] for item in record["samples"])
     labels = "; ".join(item["label"] for item in workloads)
     return (
         f"{labels[0].upper()}{labels[1:]}; {_twins(record['models'])}gamma {settings['gamma']} and width "
         f"{settings['beam_width']} unless told, top-k 10, "
-        f"top-p 0.9, {1 + max(item['repeat'] for item in record['samples'])} prompts in turns; "
+        f"top-p 0.9, {count} prompt{'s' if count > 1 else ''} in turns; "
         f"{weights}{record['models']['dtype']}, {machine}, commit {run['commit'][:7]}. "
         f"Record: [{name}](../benchmarks/records/{name})."
     )
+
+
+def _measured(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The workloads that have been reached."""
+    reached = {item["workload"] for item in record["samples"]}
+    return [item for number, item in enumerate(record["setup"]["workloads"]) if number in reached]
+
+
+def product_lines(name: str, record: dict[str, Any], tokens: tuple[int, ...] = (1, 4, 17)) -> str:
+    """Matrix products of a few tokens as shares of the memory bandwidth, torch's beside ours, in Markdown."""
+    ways: dict[tuple[str, str], list[Any]] = {}
+    for item in record["products"]:
+        ways.setdefault((item["model"], item["name"]), []).append(item)
+    places = [record["tokens"].index(count) for count in tokens]
+    headings = ["model", "product", "MB", *(f"{count} token{'s' if count > 1 else ''}" for count in tokens)]
+    rows = [headings, ["---"] * len(headings)]
+    for (model, product), found in ways.items():
+        size = found[0]["bytes"]
+        floor = size / record["bandwidth"]
+        cells = [" / ".join(f"{floor / way['seconds'][place]:.0%}" for way in found) for place in places]
+        rows.append([model, product, f"{size / 1e6:.0f}", *cells])
+    caption = (
+        f"Shares of {record['bandwidth'] / 1e12:.2f} TB/s, torch / ours where measured; bfloat16, weights not in the "
+        f"cache, one {record['device']}, commit {record['run']['commit'][:7]}: `{record['run']['command']}`. "
+        f"Record: [{name}](../benchmarks/records/{name})."
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
 
 
 def _twins(models: dict[str, Any]) -> str:
@@ -53,7 +82,7 @@ def _cells(item: SpeedSummary) -> list[str]:
     speed = item.tokens_per_s
     return [
         f"`{item.label}`",
-        f"{speed.value:.1f} ({speed.low:.1f} to {speed.high:.1f})",
+        _with_interval(speed, ".1f"),
         _ratio(item),
         "" if item.tokens_per_call is None else f"{item.tokens_per_call:.2f}",
         f"{item.perplexity:.2f}",
@@ -62,5 +91,10 @@ def _cells(item: SpeedSummary) -> list[str]:
 
 
 def _ratio(item: SpeedSummary) -> str:
-    ratio = item.ratio
-    return "" if ratio is None else f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+    return "" if item.ratio is None else _with_interval(item.ratio, ".2f", "x")
+
+
+def _with_interval(found: Estimate, spec: str, unit: str = "") -> str:
+    """A value with its interval, where several batches give one."""
+    value = f"{found.value:{spec}}{unit}"
+    return value if found.low == found.high else f"{value} ({found.low:{spec}} to {found.high:{spec}})"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import result_tables
-from speed_tables import speed_lines
+from energy_tables import energy_lines
+from speed_tables import product_lines, speed_lines
 
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
@@ -82,7 +83,13 @@ TABLES = (
 
 
 SPEED = "docs/performance.md"
-SPEED_RECORDS = {"speed": "bench_default_pair.json", "speed int8": "bench_default_pair_int8.json"}
+SPEED_RECORDS = {
+    "speed": "bench_default_pair.json",
+    "speed int8": "bench_default_pair_int8.json",
+    "speed 8b": "bench_cuda_8b_1b.json",
+    "speed 13b": "bench_cuda_13b_68m.json",
+}
+PRODUCTS_RECORD = "cuda_products.json"
 RESULTS = "docs/results.md"
 SERVING = "docs/serving.md"
 LOAD_RECORD = "server_load.json"
@@ -206,12 +213,14 @@ def documents() -> Iterator[tuple[Path, str]]:
     texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
     for marker, name in SPEED_RECORDS.items():
         texts[SPEED] = between(texts[SPEED], marker, speed_lines(name, read_json(RECORDS / name)))
+    products = product_lines(PRODUCTS_RECORD, read_json(RECORDS / PRODUCTS_RECORD))
+    texts[SPEED] = between(texts[SPEED], "products", products)
+    joules = energy_lines(result_tables.ENERGY, read_json(RECORDS / result_tables.ENERGY))
+    texts[RESULTS] = between(texts[RESULTS], "energy", joules)
     for result in result_tables.TABLES:
         records = [read_json(RECORDS / name) for name in result.records]
         texts[RESULTS] = between(texts[RESULTS], result.name, result_tables.result_lines(result, records))
-    claims = {
-        name: read_json(RECORDS / name) for name in (result_tables.SPEED, result_tables.QUALITY, result_tables.SPIDER)
-    }
+    claims = {name: read_json(RECORDS / name) for name in result_tables.CLAIM_RECORDS}
     texts[RESULTS] = between(texts[RESULTS], "paper", result_tables.paper_lines(claims))
     for name, make, record in (
         ("server load", load_lines, LOAD_RECORD),
