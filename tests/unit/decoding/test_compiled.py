@@ -16,7 +16,9 @@ from mtad.decoding.assisted import AssistedDecoder
 from mtad.decoding.outcome import RowOutcome
 from mtad.models.step_compiler import StepCompiler
 from mtad.models.transformers_runner import TransformersRunner
-from mtad.structures import RowSettings
+from mtad.sampling import draw_ahead
+from mtad.structures import RowControls, RowSettings
+from mtad.structures.between_calls import taken_by
 
 ROWS = [
     RowSettings(seed=1, temperature=0.7, top_k=5),
@@ -107,6 +109,20 @@ def test_compiled_parts_give_the_same_tokens(pair: Pair, changes: dict[str, Any]
     _check_compiled(pair, GenerationOptions(gamma=3, beam_width=3, branching="3,2", **changes), ROWS)
 
 
+def test_compiled_draws_are_the_same_to_the_bit() -> None:
+    rows = RowControls.from_settings(ROWS, one_hot_at_zero=False).at(torch.tensor([0, 3, 70_000, 5]))
+    rows = replace(rows, seeds=rows.seeds * 2**60 + rows.seeds)
+    compiler = StepCompiler()
+    with taken_by(compiler):
+        compiled = draw_ahead(rows, 4, 5).noise
+    written = draw_ahead(rows, 4, 5).noise
+    assert compiled is not None
+    assert written is not None
+    assert torch.equal(compiled, written)
+    assert (compiler.num_programs, compiler.failed) == (1, set())
+
+
+@pytest.mark.slow
 def test_compiled_single_tokens_are_the_same(pair: Pair) -> None:
     _check_compiled(pair, GenerationOptions(method="autoregressive"), ALIKE)
 
