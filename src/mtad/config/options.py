@@ -203,9 +203,9 @@ class GenerationOptions:
     )
     compile: Literal["auto", "on", "background", "off"] = setting(
         str,
-        "auto",
-        "compile what lies between the models' calls: before the first iteration, or while answers are given; auto "
-        "does so in the background on CUDA where no seed is given, as compiled sums round differently",
+        "off",
+        "compile what lies between the models' calls: before the first iteration (on), while answers are given "
+        "(background), or the latter on CUDA where no seed is given (auto); compiled sums round differently",
         choices=("auto", "on", "background", "off"),
     )
     search_budget: int = setting(int, 4096, "mtjd at temperature 0: prefixes expanded per block", minimum=1)

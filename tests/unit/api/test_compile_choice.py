@@ -9,12 +9,13 @@ from mtad.config import GenerationOptions
 @pytest.mark.parametrize(
     ("asked", "on_cpu", "on_cuda"),
     [
-        (GenerationOptions(), "off", "background"),
-        (GenerationOptions(seed=0), "off", "off"),
+        (GenerationOptions(), "off", "off"),
+        (GenerationOptions(compile="auto"), "off", "background"),
+        (GenerationOptions(compile="auto", seed=0), "off", "off"),
         (GenerationOptions(seed=0, compile="on"), "on", "on"),
         (GenerationOptions(compile="off"), "off", "off"),
         (GenerationOptions(compile="background"), "background", "background"),
-        (GenerationOptions().for_measurement(), "off", "off"),
+        (GenerationOptions(compile="auto").for_measurement(), "off", "off"),
         (GenerationOptions(compile="on").for_measurement(), "on", "on"),
     ],
     ids=str,
