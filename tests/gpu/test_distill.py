@@ -44,12 +44,8 @@ def _target(folder: Path) -> ModelOptions:
 
 
 def _options(**changes: Any) -> DistillOptions:
-    return DistillOptions(
-        **(
-            {"size": ("64x2",), "tokens": 4000, "answer_tokens": 24, "sampling_batch": 64, "batch_tokens": 256}
-            | changes
-        )
-    )
+    quick: dict[str, Any] = {"size": ("64x2",), "tokens": 4000, "answer_tokens": 24, "sampling_batch": 64}
+    return DistillOptions(**(quick | {"batch_tokens": 256} | changes))
 
 
 def _run(models: ModelOptions, output: Path, note: Any = lambda *_: None, **changes: Any) -> Any:
