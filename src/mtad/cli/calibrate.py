@@ -7,9 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtad.cli.evaluate import read_evaluation
 from mtad.cli.generate import load_engine
-from mtad.cli.parser import add_common, add_settings, read_settings
+from mtad.cli.parser import add_common, add_settings, read_evaluation, read_settings
 from mtad.cli.tables import format_table
 from mtad.config import EvaluationOptions, GenerationOptions
 from mtad.errors import ConfigError

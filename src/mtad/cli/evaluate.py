@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtad.cli.generate import load_engine
-from mtad.cli.parser import add_common, add_settings, read_settings
+from mtad.cli.parser import add_common, add_settings, read_evaluation, read_settings
 from mtad.cli.tables import format_table
-from mtad.config import EvaluationOptions, GenerationOptions, ModelOptions, replace_settings, setting_fields
+from mtad.config import EvaluationOptions, GenerationOptions, ModelOptions
 from mtad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -127,18 +127,6 @@ def build_plan(options: argparse.Namespace, generation: GenerationOptions, tasks
         system=options.system,
         max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
     )
-
-
-def read_evaluation(options: argparse.Namespace) -> EvaluationOptions:
-    """The settings of the evaluation that were given as flags.
-
-    Raises:
-        ConfigError: One is out of its bounds.
-    """
-    given = {
-        item.name: getattr(options, item.name) for item in setting_fields(EvaluationOptions) if item.name in options
-    }
-    return replace_settings(EvaluationOptions(), given, "flags")
 
 
 def execute(

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from mtad.cli.evaluate import read_evaluation
 from mtad.cli.generate import load_engine
+from mtad.cli.parser import read_evaluation
 from mtad.cli.tables import format_table
 from mtad.config import GenerationOptions, ModelOptions
 from mtad.errors import ConfigError

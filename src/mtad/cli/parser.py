@@ -7,7 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mtad.config import GenerationOptions, ModelOptions, Setting, read_config_file, replace_settings, setting_fields
+from mtad.config import (
+    EvaluationOptions,
+    GenerationOptions,
+    ModelOptions,
+    Setting,
+    read_config_file,
+    replace_settings,
+    setting_fields,
+)
 from mtad.errors import ConfigError
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME", tuple: "TEXT"}
@@ -205,3 +213,15 @@ def _bounds(item: Setting) -> str:
         f"at most {item.maximum:g}" if shows_maximum else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def read_evaluation(options: argparse.Namespace) -> EvaluationOptions:
+    """The settings of the evaluation that were given as flags.
+
+    Raises:
+        ConfigError: One is out of its bounds.
+    """
+    given = {
+        item.name: getattr(options, item.name) for item in setting_fields(EvaluationOptions) if item.name in options
+    }
+    return replace_settings(EvaluationOptions(), given, "flags")
