@@ -12,6 +12,8 @@ from mtad.api import Engine
 from mtad.config import DistillOptions, ModelOptions
 from mtad.distill.losses import fused_loss
 from mtad.distill.pipeline import Distillation
+from mtad.distill.teacher import Teacher
+from mtad.errors import DistillError
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,15 +37,66 @@ def test_losses_and_gradients_are_those_of_the_cpu(loss: str) -> None:
         torch.testing.assert_close(one, two)
 
 
-@pytest.mark.parametrize("changes", [{}, {"on_policy": 0.5, "vocab": 40, "head_rank": 16}], ids=["plain", "small"])
-def test_a_run_ends_nearer_to_the_target_than_it_began(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = tmp_path / "target"
+def _target(folder: Path) -> ModelOptions:
     tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    options = DistillOptions(size=("64x2",), tokens=4000, answer_tokens=24, batch_tokens=256, **changes)
-    models = ModelOptions(target=str(folder), device="cuda")
-    report = Distillation(models, options, [], tmp_path / "draft", lambda *_: None).run()
+    return ModelOptions(target=str(folder), device="cuda")
+
+
+def _options(**changes: Any) -> DistillOptions:
+    quick: dict[str, Any] = {"size": ("64x2",), "tokens": 4000, "answer_tokens": 24, "sampling_batch": 64}
+    return DistillOptions(**(quick | {"batch_tokens": 256} | changes))
+
+
+def _run(models: ModelOptions, output: Path, note: Any = lambda *_: None, **changes: Any) -> Any:
+    return Distillation(models, _options(**changes), [], output, note).run()
+
+
+@pytest.mark.parametrize("changes", [{}, {"on_policy": 0.5, "vocab": 40, "head_rank": 16}], ids=["plain", "small"])
+def test_a_run_ends_nearer_to_the_target_than_it_began(tmp_path: Path, changes: dict[str, Any]) -> None:
+    models = _target(tmp_path / "target")
+    report = _run(models, tmp_path / "draft", **changes)
     figures = report["drafts"]["64x2"]
     assert figures["after"]["overlap"] > figures["before"]["overlap"]
-    engine = Engine.from_pretrained(str(folder), draft=str(tmp_path / "draft"), device="cuda")
+    engine = Engine.from_pretrained(models.target, draft=str(tmp_path / "draft"), device="cuda")
     assert engine.generate("hello", max_new_tokens=8).stats.num_tokens >= 1
+
+
+def test_sampled_texts_are_the_same_again_after_a_kill(tmp_path: Path) -> None:
+    models = _target(tmp_path / "target")
+
+    def stop(stage: str, done: float, _: str) -> None:
+        if stage == "sample" and 0.3 < done < 1:
+            raise KeyboardInterrupt
+
+    changes = {"sampling_batch": 16, "tokens": 3000, "epochs": 1}
+    _run(models, tmp_path / "whole", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        _run(models, tmp_path / "killed", stop, **changes)
+    _run(models, tmp_path / "killed", **changes)
+    whole, killed = (tmp_path / name / ".work/tokens.bin" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_several_sizes_learn_at_once_and_go_on_with_their_drafts(tmp_path: Path) -> None:
+    models = _target(tmp_path / "target")
+    sizes = ("32x1", "64x2")
+    first = _run(models, tmp_path / "first", size=sizes)
+    second = _run(models, tmp_path / "second", size=sizes, init=str(tmp_path / "first/{size}"), learning_rate=1e-9)
+    for size in sizes:
+        before, after = second["drafts"][size]["before"], first["drafts"][size]["after"]
+        # Other texts are held out.
+        assert before["overlap"] == pytest.approx(after["overlap"], abs=0.1)
+
+
+def test_a_bad_number_stops_it_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, logits = _target(tmp_path / "target"), Teacher.logits
+
+    def poison(stage: str, done: float, _: str) -> None:
+        if stage == "train" and done > 0.3:
+            monkeypatch.setattr(Teacher, "logits", lambda teacher, encoded: logits(teacher, encoded) * torch.nan)
+
+    with pytest.raises(DistillError, match="loss became nan at batch"):
+        _run(models, tmp_path / "draft", poison)
+    kept = torch.load(tmp_path / "draft/.work/checkpoint.pt", weights_only=True, map_location="cpu")
+    assert all(weight.isfinite().all() for weights in kept["drafts"] for weight in weights.values())

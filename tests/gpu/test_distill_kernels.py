@@ -153,7 +153,7 @@ def test_what_a_fast_llama_would_compute_otherwise_is_left_to_the_modules() -> N
 
 
 def test_tokens_are_drawn_with_their_probabilities() -> None:
-    rows, width, inverse = 1500 if IS_INTERPRETED else 200_000, 37, 1 / 0.7
+    rows, width, inverse = 400 if IS_INTERPRETED else 200_000, 13, 1 / 0.7
     logits = _logits(1, width, 6, torch.float32)
     numbers = torch.arange(rows, device=DEVICE)
     seed, place = torch.tensor([2**61 + 5], device=DEVICE), torch.tensor([3], device=DEVICE)
@@ -186,7 +186,7 @@ def _sampler(ends: list[int], rows: int, capacity: int = 24) -> DeviceSampler:
 
 
 def test_the_first_tokens_of_texts_follow_the_target() -> None:
-    rows, temperature = 600 if IS_INTERPRETED else 20_000, 0.7
+    rows, temperature = 100 if IS_INTERPRETED else 20_000, 0.7
     sampler = _sampler([], rows)
     drawn = sampler.sample([[5, 6, 7], [9]] * (rows // 2), 2, temperature, torch.Generator().manual_seed(0))
     assert {len(item) for item in drawn} == {2}
@@ -194,22 +194,22 @@ def test_the_first_tokens_of_texts_follow_the_target() -> None:
     tokens = torch.tensor([[5, 6, 7]], device=DEVICE)
     logits = sampler.target.model(input_ids=tokens).logits[0, -1].double().cpu() / temperature
     found = torch.bincount(torch.tensor([item[0] for item in drawn[::2]]), minlength=61) / (rows // 2)
-    assert (found - logits.softmax(-1)).abs().sum() < 0.3
+    assert (found - logits.softmax(-1)).abs().sum() < (0.6 if IS_INTERPRETED else 0.1)
 
 
 def test_texts_end_with_the_end_token_and_do_not_depend_on_rows_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_sampling, "_FEWEST_ROWS", 4)
-    prompts = [[5, 6], [7], [8, 9, 10]] * 12
-    texts = _sampler([2, 3, 4], 36).sample(prompts, 40, 1.0, torch.Generator().manual_seed(1))
+    prompts = [[5, 6], [7], [8, 9, 10]] * 6
+    texts = _sampler([2, 3, 4], 18).sample(prompts, 34, 1.0, torch.Generator().manual_seed(1))
     ends = [[place for place, token in enumerate(item) if token in (2, 3, 4)] for item in texts]
     assert any(ends)
     assert all(found == [len(item) - 1] for found, item in zip(ends, texts, strict=True) if found)
-    assert {len(item) for found, item in zip(ends, texts, strict=True) if not found} <= {40}
+    assert {len(item) for found, item in zip(ends, texts, strict=True) if not found} <= {34}
     # Most rows end early, so the others are moved together on the way; without an end nobody moves.
-    whole = _sampler([], 36).sample(prompts, 40, 1.0, torch.Generator().manual_seed(1))
-    assert sum(len(item) < 17 for item in texts) > 20
+    whole = _sampler([], 18).sample(prompts, 34, 1.0, torch.Generator().manual_seed(1))
+    assert sum(len(item) < 17 for item in texts) > 9
     agreeing = sum(one == two[: len(one)] for one, two in zip(texts, whole, strict=True))
-    assert agreeing >= 35
+    assert agreeing >= 17
 
 
 def test_a_sampler_gives_the_same_texts_again_and_finds_room_for_more() -> None:

@@ -140,3 +140,5 @@ def _show(report: dict[str, Any], *, is_json: bool) -> None:
     print(format_table(["draft", *labels], rows))
     for name, figures in report["drafts"].items():
         print(f"{name}: {figures['parameters'] / 1e6:.1f}M parameters in {figures['folder']}")
+    sampling, training = (report["rates"][f"{stage}_tokens_per_s"] for stage in ("sampling", "training"))
+    print(f"sampling: {sampling:,.0f} tokens/s; training: {training:,.0f} tokens/s")

@@ -15,6 +15,8 @@ from mtad.structures import TokenTree
 
 _STEPS_A_LOOK = 16
 _FEWEST_ROWS = 64
+_ROW_STEPS = 8
+"""Rows are padded to eighths of the next power of two: few shapes to capture, and few rows that do nothing."""
 _PREFILL_TOKENS = 2**16
 
 
@@ -154,7 +156,7 @@ class DeviceSampler:
         board = self._make_room(len(prompts), max(len(item) for item in prompts) + limit + 1)
         board.begin(seed, temperature)
         longest = self._prefill(board, prompts)
-        num_rows = power_of_two(len(prompts))
+        num_rows = self._pad(len(prompts))
         self.target.use_rows(0, num_rows, longest)
         self.target.fix_shapes()
         for step in range(limit):
@@ -175,6 +177,11 @@ class DeviceSampler:
             self._replays.clear()
         self.target.allocate(self.rows, self.capacity)
         return self._board
+
+    def _pad(self, count: int) -> int:
+        """Rows to compute for so many texts."""
+        unit = max(_FEWEST_ROWS, power_of_two(count) // _ROW_STEPS)
+        return min(-(-count // unit) * unit, self.rows)
 
     def _prefill(self, board: _Board, prompts: Sequence[list[int]]) -> int:
         """Cache all prompts, those of like length together; returns the length of the longest."""
@@ -231,9 +238,9 @@ class DeviceSampler:
         return pending
 
     def _thin(self, board: _Board, num_rows: int, longest: int) -> int:
-        """Move the rows that go on together once half of them have ended; returns how many rows there are."""
+        """Move the rows that go on together once enough others have ended; returns how many rows there are."""
         kept = board.alive[:num_rows].nonzero().squeeze(1)
-        fewer = max(power_of_two(len(kept)), min(_FEWEST_ROWS, num_rows))
+        fewer = self._pad(len(kept))
         if not len(kept) or fewer == num_rows:
             return num_rows if len(kept) else 0
         board.front(kept)

@@ -14,7 +14,7 @@ from mtad.distill.beginnings import begin_draft
 from mtad.distill.cost_model import choose_size
 from mtad.distill.evaluation import tokens_per_call
 from mtad.distill.lessons import Classroom, measure_overlap
-from mtad.distill.reporting import card_fields
+from mtad.distill.reporting import card_fields, find_rates
 from mtad.distill.sampling import Note, read_source, sample_texts
 from mtad.distill.shapes import DraftShape
 from mtad.distill.store import StoredTexts, TextStore, open_texts
@@ -187,6 +187,7 @@ class Distillation:
             "run": describe_run(),
             "sample": self.work.read("sample"),
             "train": self.work.read("train"),
+            "rates": find_rates(self.work.read("sample"), self.work.read("train")),
             "drafts": {
                 shape.name: {
                     "folder": str(self._folder(shape)),

@@ -13,6 +13,19 @@ _TRIMMED = (
 )
 
 
+def find_rates(sample: dict[str, Any], train: dict[str, Any]) -> dict[str, float]:
+    """Tokens a second of both stages, prompts included; all drafts together.
+
+    Args:
+        sample: What the sampling left, with `tokens` and `seconds`.
+        train: The same of the training.
+    """
+    return {
+        "sampling_tokens_per_s": sample["tokens"] / max(sample["seconds"], 1e-9),
+        "training_tokens_per_s": train["tokens"] / max(train["seconds"], 1e-9),
+    }
+
+
 def card_fields(
     report: dict[str, Any],
     shape: DraftShape,
@@ -54,6 +67,8 @@ def card_fields(
         "on_policy": f"the last {options['on_policy']:.0%} of the training" if options["on_policy"] else "none",
         "seen": report["train"]["tokens"],
         "sampling_s": report["sample"]["seconds"],
+        "sampling_rate": report["rates"]["sampling_tokens_per_s"],
+        "training_rate": report["rates"]["training_tokens_per_s"],
         "training_s": report["train"]["seconds"],
         "device": report["run"]["machine"]["processor"] if is_cpu else "CUDA",
         "command": report["run"]["command"],

@@ -72,6 +72,7 @@ class Trainer:
         checkpoint_s: Seconds between them.
         team: The processes that share every batch.
         clock: Seconds, for rates and time budgets.
+        look_batches: Batches between two looks at what they gave; 16 on CUDA and 1 elsewhere when None.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Trainer:
         checkpoint_s: float = CHECKPOINT_S,
         team: Team | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        look_batches: int | None = None,
     ) -> None:
         self.checkpoint_s, self.team, self.clock = checkpoint_s, team or Team(), clock
         self.classroom, self.drafts, self.options, self.work = classroom, classroom.drafts, options, work
@@ -92,7 +94,7 @@ class Trainer:
         self._file = work.path / "checkpoint.pt"
         self._kept_epoch: tuple[int, list[list[int]]] = (-1, [])
         self._lengths: dict[int, int] = {}
-        self._look_batches = _CUDA_LOOK_BATCHES if classroom.device.type == "cuda" else 1
+        self._look_batches = look_batches or (_CUDA_LOOK_BATCHES if classroom.device.type == "cuda" else 1)
         self._unseen: list[Tensor] = []
         self._reached = 0.0
 

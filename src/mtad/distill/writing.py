@@ -45,7 +45,8 @@ that plain speculative sampling keeps. Tokens per call is what one call of the t
 | loss | {loss} on the target's whole distribution |
 | beams of its own | {on_policy} |
 | tokens seen | {seen:,} |
-| time | {sampling_s:.0f} s of sampling, {training_s:.0f} s of training on {device} |
+| time | {sampling_s:.0f} s of sampling ({sampling_rate:,.0f} tokens/s), {training_s:.0f} s of training \
+({training_rate:,.0f} tokens/s) on {device} |
 | command | `{command}` |
 
 The licences of the target and of the prompts apply to it.

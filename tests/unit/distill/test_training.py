@@ -36,7 +36,13 @@ def texts(tmp_path: Path) -> StoredTexts:
 
 
 def _trainer(
-    folder: Path, *, name: str = "llama", checkpoint_s: float = 60, clock: Any = time.perf_counter, **changes: Any
+    folder: Path,
+    *,
+    name: str = "llama",
+    checkpoint_s: float = 60,
+    clock: Any = time.perf_counter,
+    look: int = 1,
+    **changes: Any,
 ) -> Trainer:
     work = WorkFolder(folder)
     work.open({})
@@ -44,7 +50,7 @@ def _trainer(
     options = quick_options(**({"learning_rate": 0.01} | changes))
     drafts = [begin_draft(DraftShape(item, 32, 1), target, "pca", 0) for item in ("one", "two")]
     classroom = Classroom(Teacher(target, 61), drafts, options.loss, eos_token_ids=[2])
-    return Trainer(classroom, options, work, checkpoint_s=checkpoint_s, clock=clock)
+    return Trainer(classroom, options, work, checkpoint_s=checkpoint_s, clock=clock, look_batches=look)
 
 
 def _weights(trainer: Trainer) -> list[Any]:
@@ -103,6 +109,35 @@ def test_a_bad_number_stops_it_and_the_last_checkpoint_stays(
         trainer.run(texts, list(range(60)), None, poison)
     kept = torch.load(tmp_path / ".work/checkpoint.pt", weights_only=True)
     assert kept["state"]["batches"] > 1
+    assert all(weight.isfinite().all() for weights in kept["drafts"] for weight in weights.values())
+
+
+def test_looking_now_and_then_changes_no_weight(texts: StoredTexts, tmp_path: Path) -> None:
+    told: list[list[float]] = [[], []]
+    for look, seen in zip((1, 4), told, strict=True):
+        trainer = _trainer(tmp_path / str(look), look=look, epochs=3)
+        trainer.run(texts, list(range(60)), None, lambda _, done, __, kept=seen: kept.append(done))  # type: ignore[misc]
+    one, two = (torch.load(tmp_path / f"{look}/.work/checkpoint.pt", weights_only=True)["drafts"] for look in (1, 4))
+    assert all(torch.equal(weight, two[0][name]) for name, weight in one[0].items())
+    assert told[1] == [*told[0][3::4], *([told[0][-2]] if (len(told[0]) - 1) % 4 else []), 1.0]
+
+
+def test_a_bad_number_is_found_before_a_checkpoint_however_seldom_one_looks(
+    texts: StoredTexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(tmp_path, checkpoint_s=0, look=1000)
+    calls = itertools.count()
+    logits = Teacher.logits
+
+    def poisoned(teacher: Teacher, encoded: Any) -> Any:
+        found = logits(teacher, encoded)
+        return found if next(calls) < 1 else torch.full_like(found, torch.nan)
+
+    monkeypatch.setattr(Teacher, "logits", poisoned)
+    with pytest.raises(DistillError, match="the loss became nan at batch 2,"):
+        trainer.run(texts, list(range(60)), None, silent)
+    kept = torch.load(tmp_path / ".work/checkpoint.pt", weights_only=True)
+    assert kept["state"]["batches"] == 1
     assert all(weight.isfinite().all() for weights in kept["drafts"] for weight in weights.values())
 
 
