@@ -71,6 +71,42 @@ def product_lines(name: str, record: dict[str, Any], tokens: tuple[int, ...] = (
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
 
 
+def stage_lines(name: str, record: dict[str, Any]) -> str:
+    """Milliseconds of an iteration by stage for every contender, in Markdown."""
+    stages = list(next(iter(record["contenders"].values()))["stages"])
+    headings = ["contender", *stages, "all"]
+    rows = [headings, ["---"] * len(headings)]
+    for label, found in record["contenders"].items():
+        times = [found["stages"][stage]["wall_ms"] for stage in stages]
+        rows.append([f"`{label}`", *(f"{time:.1f}" for time in (*times, sum(times)))])
+    run, workload = record["run"], record["workload"]
+    weights = "8-bit weights, " if record["models"].get("quantization") == "int8" else ""
+    caption = (
+        f"Milliseconds an iteration under torch's profiler, which adds to what it watches, and its own start "
+        f"to the first contender, the prefill within the rest; "
+        f"{workload['new_tokens']} new tokens, batch {workload['batch_size']}, {weights}{record['models']['dtype']}, "
+        f"{record['threads']} threads of an {machine_name(run)}, commit {run['commit'][:7]}: `{run['command']}`. "
+        f"Record: [{name}](../benchmarks/records/{name})."
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+
+
+def guard_lines(name: str, record: dict[str, Any]) -> str:
+    """Drafts that pay and drafts that do not, guarded and not, in Markdown."""
+    rows = [["draft", "not guarded", "guarded"], ["---"] * 3]
+    ratios = record["speed_ratios"]
+    drafts = dict.fromkeys(label.rpartition(", ")[0] for label in ratios if ", " in label)
+    rows += [[draft, *(f"{ratios[f'{draft}, {way}']:.2f}x" for way in ("not guarded", "guarded"))] for draft in drafts]
+    run, count = record["run"], len(next(iter(record["answers"].values())))
+    caption = (
+        f"Tokens/s against single tokens on the same prompts, medians of {count} answers of "
+        f"{record['max_new_tokens']} tokens in turns, the target's prefill aside; `mmtad`, gamma 3 and width 3, "
+        f"{record['models']['dtype']}, {record['threads']} threads of an {machine_name(run)}, commit "
+        f"{run['commit'][:7]}. Record: [{name}](../benchmarks/records/{name})."
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+
+
 def _twins(models: dict[str, Any]) -> str:
     target, draft = models.get("target_shape"), models.get("draft_shape")
     if not target and not draft:

@@ -11,7 +11,7 @@ from typing import Any
 
 import result_tables
 from energy_tables import energy_lines
-from speed_tables import product_lines, speed_lines
+from speed_tables import guard_lines, product_lines, speed_lines, stage_lines
 
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
@@ -90,6 +90,8 @@ SPEED_RECORDS = {
     "speed 13b": "bench_cuda_13b_68m.json",
 }
 PRODUCTS_RECORD = "cuda_products.json"
+GUARD_RECORD = "draft_guard.json"
+STAGES_RECORD = "profile_int8.json"
 RESULTS = "docs/results.md"
 SERVING = "docs/serving.md"
 LOAD_RECORD = "server_load.json"
@@ -213,6 +215,10 @@ def documents() -> Iterator[tuple[Path, str]]:
     texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
     for marker, name in SPEED_RECORDS.items():
         texts[SPEED] = between(texts[SPEED], marker, speed_lines(name, read_json(RECORDS / name)))
+    guarded = guard_lines(GUARD_RECORD, read_json(RECORDS / GUARD_RECORD))
+    texts[SPEED] = between(texts[SPEED], "guard", guarded)
+    stages = stage_lines(STAGES_RECORD, read_json(RECORDS / STAGES_RECORD))
+    texts[SPEED] = between(texts[SPEED], "stages int8", stages)
     products = product_lines(PRODUCTS_RECORD, read_json(RECORDS / PRODUCTS_RECORD))
     texts[SPEED] = between(texts[SPEED], "products", products)
     joules = energy_lines(result_tables.ENERGY, read_json(RECORDS / result_tables.ENERGY))
