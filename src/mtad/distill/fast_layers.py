@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtad.models.kernels.launch import power_of_two
+
 _BACKWARD_ROWS = 32
 """Tokens of a program that adds up a part of a norm's weight gradient."""
 _LARGEST_BLOCK = 1024
@@ -200,8 +202,3 @@ def _launch_rotation(
             PADDED_HALF=power_of_two(half),
         )
     return rotated
-
-
-def power_of_two(count: int) -> int:
-    """The smallest power of two of at least `count`."""
-    return 1 << max(count - 1, 0).bit_length()

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mtad.distill.fast_layers import add_norm, gate, rotate
+from mtad.models.packed_rows import pack_rows
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without those that plan anew for every shape."""
@@ -96,14 +97,18 @@ class FastLlama:
             return self._kept[number]
         attention, mlp = layer.self_attn, layer.mlp
         found = (
-            torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).to(dtype),
+            self._joined([attention.q_proj, attention.k_proj, attention.v_proj]).to(dtype),
             attention.o_proj.weight.to(dtype),
-            torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype),
+            self._joined([mlp.gate_proj, mlp.up_proj]).to(dtype),
             mlp.down_proj.weight.to(dtype),
         )
         if self._is_frozen:
             self._kept[number] = found
         return found
+
+    def _joined(self, linears: list[Any]) -> Tensor:
+        """Their weights below one another; those that do not change are moved there, and no copy is made."""
+        return pack_rows(linears).weight if self._is_frozen else torch.cat([linear.weight for linear in linears])
 
 
 def _linears(layer: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from mtad.distill.fast_layers import power_of_two
+from mtad.models.kernels.launch import power_of_two
 
 _LARGEST_BLOCK = 4096
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from mtad.distill.fast_layers import power_of_two
 from mtad.models.graphs import Call, Capture, CudaGraphCapture
+from mtad.models.kernels.launch import power_of_two
 from mtad.models.runner import ModelRunner
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.structures import TokenTree
