@@ -5,15 +5,15 @@ The weights are random. Needs a CUDA device. Run: python benchmarks/cuda_calls.p
 
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from cuda_timing import device_bandwidth, time_s
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mtad.bench.bandwidth import measure_bandwidth
 from mtad.models.forward import ForwardBatch
 from mtad.models.kernels import product_calls
+from mtad.models.traffic import call_traffic
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.models.twins import SHAPES
 
@@ -22,20 +22,17 @@ TOKENS = (1, 2, 5, 10, 17)
 LENGTH = 512
 WAYS = {"modules": 0, "fused": 0, "fused, our products": 32}
 """Ways, and the most tokens that our own products serve in them."""
-REPEATS = 10
 
 
 def main() -> None:
     """Print one line per model and way, then all of them as JSON."""
-    if not torch.cuda.is_available():
-        raise SystemExit("got no CUDA device, expected one; run this where there is a GPU")
-    bandwidth = measure_bandwidth(torch.device("cuda"))
+    bandwidth = device_bandwidth()
     print(f"{torch.cuda.get_device_name()}, {bandwidth / 1e12:.2f} TB/s; ms (times the floor) by tokens")
     print(f"{'call':36}" + "".join(f"{tokens:>16}" for tokens in TOKENS))
     records = []
     for name in sys.argv[1:] or MODELS:
         model = random_model(name)
-        floor = weight_bytes(model) / bandwidth
+        floor = call_traffic(model).weight_bytes / bandwidth
         for way, most_tokens in WAYS.items():
             product_calls.MAX_TOKENS = most_tokens
             runner = TransformersRunner(model, fuses=way != "modules")
@@ -75,12 +72,6 @@ def random_model(name: str) -> Any:
     return model.eval()
 
 
-def weight_bytes(model: Any) -> int:
-    """Bytes of all weights that one call reads."""
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    return total if model.config.tie_word_embeddings else total - model.model.embed_tokens.weight.nbytes
-
-
 def measure(runner: TransformersRunner, tokens: int) -> float:
     """Seconds of a call over so many tokens of a tree behind a text."""
     runner.allocate(1, LENGTH + 128)
@@ -96,25 +87,6 @@ def measure(runner: TransformersRunner, tokens: int) -> float:
         num_logits=tokens,
     )
     return time_s(lambda: runner.forward(batch))
-
-
-def time_s(call: Callable[[], object]) -> float:
-    """Median time of one replay of the call in a CUDA graph."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    graph.replay()
-    times = []
-    for _ in range(REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return float(torch.tensor(times).median())
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from cuda_timing import device_bandwidth, time_s
 from torch import Tensor
 
-from mtad.bench.bandwidth import measure_bandwidth
 from mtad.models.kernels import product_calls
 from mtad.models.twins import SHAPES, TwinShape
 
@@ -21,7 +21,6 @@ OURS = ("llama-3.1-8b", "llama-3.2-1b")
 MOST_OURS = 32
 TOKENS = (1, 4, 5, 10, 17, 32, 64)
 CALLS = 20
-REPEATS = 5
 COLD_BYTES = 160_000_000
 """Weights that are read in turns exceed the second-level cache by far, so that every one comes from memory."""
 
@@ -51,9 +50,7 @@ def products(model: str, shape: TwinShape) -> list[Product]:
 
 def main() -> None:
     """Print one line per product and way, then all of them as JSON."""
-    if not torch.cuda.is_available():
-        raise SystemExit("got no CUDA device, expected one; run this where there is a GPU")
-    bandwidth = measure_bandwidth(torch.device("cuda"))
+    bandwidth = device_bandwidth()
     print(f"{torch.cuda.get_device_name()}, {bandwidth / 1e12:.2f} TB/s; GB/s (share of that) by tokens")
     print(f"{'product':40}" + "".join(f"{tokens:>14}" for tokens in TOKENS))
     records = []
@@ -90,25 +87,6 @@ def multiply_all(call: Callable[[Tensor, Tensor, None], object], inputs: Tensor,
     """The same tokens times one weight after the other."""
     for weight in weights:
         call(inputs, weight, None)
-
-
-def time_s(call: Callable[[], object]) -> float:
-    """Median time of one replay of the call in a CUDA graph, so that launches on the host do not count."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    graph.replay()
-    times = []
-    for _ in range(REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return float(torch.tensor(times).median())
 
 
 if __name__ == "__main__":
