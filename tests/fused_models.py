@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from tests.tiny_models import VOCAB_SIZE, tiny_model
+from tests.tiny_models import LLAMA_3_ROTATION, VOCAB_SIZE, enliven, tiny_model
 from torch import Tensor
 
 from mtad.models.transformers_runner import TransformersRunner
@@ -19,14 +19,6 @@ PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17], [18]]
 PARENTS = [[-1, -1, 0, 0, 1, 2, 3], [-1, -1, 1, 0, 0, 4, 3], [-1, 0, 1, 2, 3, 4, 5]]
 DEPTHS = [1, 1, 2, 2, 2, 3, 3]
 
-LLAMA_3_ROTATION = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"head_dim": 16}),
     "one key head": ("llama", {"head_dim": 64, "num_key_value_heads": 1}),
@@ -40,14 +32,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def lively_model(name: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A tiny model in which norms of ones and biases of zeros hide no swap."""
-    model = tiny_model(name, dtype=dtype, **changes)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-    return model.to(DEVICE)
+    """A tiny model in which norms of ones and biases of zeros hide no swap, on the device under test."""
+    return enliven(tiny_model(name, dtype=dtype, **changes)).to(DEVICE)
 
 
 def make_runner(model: Any, **options: Any) -> TransformersRunner:

@@ -36,6 +36,15 @@ _COMMON: dict[str, Any] = {
 _GROUPED = {"num_key_value_heads": 2, "intermediate_size": 48}
 _HEADED = _GROUPED | {"head_dim": 8}
 
+LLAMA_3_ROTATION = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
 ARCHITECTURES = (
     "llama",
     "qwen2",
@@ -82,3 +91,13 @@ def tiny_model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch
             config, dtype=dtype, attn_implementation=stock
         )
     return model.eval()
+
+
+@torch.no_grad()
+def enliven(model: Any) -> Any:
+    """The model with other vectors: norms of ones and biases of zeros would hide a swap."""
+    generator = torch.Generator().manual_seed(5)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    return model

@@ -20,7 +20,18 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
+METHODS: list[dict[str, Any]] = [
+    {"method": "autoregressive"},
+    {"method": "speculative"},
+    {"method": "mtad"},
+    {"method": "mmtad"},
+    {"method": "mmtad", "draw": "gumbel"},
+]
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
+
+
+def name_changes(changes: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in changes.values())
 
 
 def _runner(seed: int, device: str) -> TransformersRunner:
@@ -53,17 +64,13 @@ def _run(decoder: Decoder, options: GenerationOptions, temperature: float) -> li
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "autoregressive"},
-        {"method": "speculative"},
-        {"method": "mtad"},
-        {"method": "mmtad"},
-        {"method": "mmtad", "draw": "gumbel"},
+        *METHODS,
         {"method": "beam_sampling"},
         {"method": "dynamic_beam"},
         {"method": "dynamic_beam", "draw": "gumbel"},
         {"method": "mtjd", "gamma": 2},
     ],
-    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+    ids=name_changes,
 )
 def test_cuda_gives_the_tokens_of_the_cpu(changes: dict[str, Any], temperature: float) -> None:
     options = GenerationOptions(**changes)
@@ -79,17 +86,13 @@ def test_cuda_gives_the_tokens_of_the_cpu(changes: dict[str, Any], temperature: 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "autoregressive"},
-        {"method": "speculative"},
-        {"method": "mtad"},
-        {"method": "mmtad"},
-        {"method": "mmtad", "draw": "gumbel"},
+        *METHODS,
         {"verifier": "block", "drafter": "chain"},
         {"verifier": "traversal", "drafter": "branching_tree"},
         {"verifier": "joint", "drafter": "dynamic_tree"},
         {"verifier": "exact_match", "drafter": "prompt_lookup"},
     ],
-    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+    ids=name_changes,
 )
 def test_captured_iterations_give_the_tokens_of_those_run_one_by_one(
     changes: dict[str, Any], temperature: float
@@ -108,18 +111,14 @@ def test_captured_iterations_give_the_tokens_of_those_run_one_by_one(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "autoregressive"},
-        {"method": "speculative"},
-        {"method": "mtad"},
-        {"method": "mmtad"},
-        {"method": "mmtad", "draw": "gumbel"},
+        *METHODS,
         {"verifier": "joint_expected"},
         {"verifier": "block", "drafter": "chain"},
         {"verifier": "traversal", "drafter": "branching_tree"},
         {"verifier": "typical", "drafter": "dynamic_tree"},
         {"verifier": "exact_match", "drafter": "prompt_lookup"},
     ],
-    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+    ids=name_changes,
 )
 def test_compiled_and_captured_iterations_give_the_same_tokens(changes: dict[str, Any]) -> None:
     options, machine = GenerationOptions(**changes, compile="on"), Machine()

@@ -37,7 +37,7 @@ def take_apart(value: Any, tensors: list[Tensor]) -> Spec:
 
 def put_together(spec: Spec, tensors: Iterator[Tensor]) -> Any:
     """The value that `take_apart` made `spec` of, with other tensors."""
-    if spec is _LEAF or spec == _LEAF:
+    if spec == _LEAF:
         return next(tensors)
     if spec[0] == "plain":
         return spec[2]

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import VOCAB_SIZE, tiny_model
+from tests.fused_models import make_runner
+from tests.tiny_models import LLAMA_3_ROTATION, VOCAB_SIZE, enliven, tiny_model
 from tests.unit.models.test_architectures import decode, make_tree, path_tokens, prefill, random_prompts
 from torch import Tensor, nn
 
@@ -25,41 +26,16 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("mistral", {"head_dim": 16, "sliding_window": None}),
     ("qwen2", {"hidden_size": 64}),
     ("qwen3", {"head_dim": 32}),
-    (
-        "llama",
-        {
-            "head_dim": 16,
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500.0,
-                "factor": 4.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            },
-        },
-    ),
+    ("llama", {"head_dim": 16, "rope_parameters": LLAMA_3_ROTATION}),
 ]
 
 
 def int8_model(name: str, dtype: torch.dtype = torch.float32, *, widens: bool = False, **changes: Any) -> Any:
-    model = tiny_model(name, dtype=dtype, **changes)
-    # Norms of ones and biases of zeros would hide a swap.
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    model = enliven(tiny_model(name, dtype=dtype, **changes))
     if widens:
         model.float()
     quantise_linears(model)
     return model
-
-
-def make_runner(model: Any, **options: Any) -> TransformersRunner:
-    runner = TransformersRunner(model, **options)
-    runner.attach()
-    return runner
 
 
 def module_runner(model: Any) -> TransformersRunner:
