@@ -71,6 +71,46 @@ def product_lines(name: str, record: dict[str, Any], tokens: tuple[int, ...] = (
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
 
 
+def iteration_lines(name: str, record: dict[str, Any]) -> str:
+    """Iterations of twins in milliseconds and as multiples of the floor, by modules and fused, in Markdown."""
+    found: dict[tuple[str, ...], dict[bool, str]] = {}
+    for row in record["rows"]:
+        shape = f"{row['gamma']} x {row['beam_width']}" if row["method"] == "mmtad" else f"{row['gamma']}"
+        place = (
+            f"{row['target']} / {row['draft']}",
+            f"`{row['method']}`",
+            "" if row["method"] == "autoregressive" else shape,
+            str(row["batch_size"]),
+        )
+        cell = f"{row['iteration_ms']:.2f} ({row['iteration_ms'] / row['floor_ms']:.2f})"
+        found.setdefault(place, {})[row["is_fused"]] = cell
+    rows = [["pair", "method", "gamma, width", "batch", "modules", "fused layers"], ["---"] * 6]
+    rows += [[*place, cells.get(False, ""), cells.get(True, "")] for place, cells in found.items()]
+    caption = (
+        f"Milliseconds an iteration (times the floor); **cost twins** of a random pair, bfloat16, one "
+        f"{machine_name(record['run'])}, commit {record['run']['commit'][:7]}: `{record['run']['command']}`"
+        f"{' (' + record['note'] + ')' if 'note' in record else ''}. "
+        f"Record: [{name}](../benchmarks/records/{name})."
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+
+
+def distill_lines(name: str, record: dict[str, Any]) -> str:
+    """What a run of `mtad distill` took and brought, in Markdown."""
+    rows = [["stage", "tokens", "seconds", "tokens/s"], ["---"] * 4]
+    for stage in ("sample", "train"):
+        tokens, seconds = record[stage]["tokens"], record[stage]["seconds"]
+        rows.append([stage, f"{tokens:,}", f"{seconds:.1f}", f"{tokens / seconds:,.0f}"])
+    before, after = record["before"]["overlaps"][0], record["after"]["overlaps"][0]
+    run = record["run"]
+    caption = (
+        f"Overlap on held-out text {before:.3f} before and {after:.3f} after; one {machine_name(run)}, commit "
+        f"{run['commit'][:7]}: `{run['command']}` ({record['note']}). "
+        f"Record: [{name}](../benchmarks/records/{name})."
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+
+
 def stage_lines(name: str, record: dict[str, Any]) -> str:
     """Milliseconds of an iteration by stage for every contender, in Markdown."""
     stages = list(next(iter(record["contenders"].values()))["stages"])

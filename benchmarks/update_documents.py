@@ -11,7 +11,14 @@ from typing import Any
 
 import result_tables
 from energy_tables import energy_lines
-from speed_tables import guard_lines, product_lines, speed_lines, stage_lines
+from speed_tables import (
+    distill_lines,
+    guard_lines,
+    iteration_lines,
+    product_lines,
+    speed_lines,
+    stage_lines,
+)
 
 from mtad.results.comparison import MethodSummary, summarize
 from mtad.results.files import read_json
@@ -89,9 +96,15 @@ SPEED_RECORDS = {
     "speed 8b": "bench_cuda_8b_1b.json",
     "speed 13b": "bench_cuda_13b_68m.json",
 }
-PRODUCTS_RECORD = "cuda_products.json"
-GUARD_RECORD = "draft_guard.json"
-STAGES_RECORD = "profile_int8.json"
+DRAFTS = "docs/drafts.md"
+MACHINE_TABLES: tuple[tuple[str, str, Callable[[str, dict[str, Any]], str], str], ...] = (
+    (SPEED, "iterations", iteration_lines, "cuda_iterations.json"),
+    (SPEED, "products", product_lines, "cuda_products.json"),
+    (SPEED, "guard", guard_lines, "draft_guard.json"),
+    (SPEED, "stages int8", stage_lines, "profile_int8.json"),
+    (DRAFTS, "distill on CUDA", distill_lines, "distill_cuda.json"),
+)
+"""Document, marker, what makes the lines, and their record."""
 RESULTS = "docs/results.md"
 SERVING = "docs/serving.md"
 LOAD_RECORD = "server_load.json"
@@ -207,7 +220,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Every document with its tables made anew."""
     texts = {
         name: (ROOT / name).read_text(encoding="utf-8")
-        for name in (*(item.document for item in TABLES), REPLAYS, SPEED, RESULTS, SERVING)
+        for name in (*(item.document for item in TABLES), REPLAYS, SPEED, RESULTS, SERVING, DRAFTS)
     }
     for table in TABLES:
         content = lines(table, read_json(RECORDS / table.record))
@@ -215,12 +228,8 @@ def documents() -> Iterator[tuple[Path, str]]:
     texts[REPLAYS] = between(texts[REPLAYS], "replay distance", replay_lines(read_json(RECORDS / REPLAY_RECORD)))
     for marker, name in SPEED_RECORDS.items():
         texts[SPEED] = between(texts[SPEED], marker, speed_lines(name, read_json(RECORDS / name)))
-    guarded = guard_lines(GUARD_RECORD, read_json(RECORDS / GUARD_RECORD))
-    texts[SPEED] = between(texts[SPEED], "guard", guarded)
-    stages = stage_lines(STAGES_RECORD, read_json(RECORDS / STAGES_RECORD))
-    texts[SPEED] = between(texts[SPEED], "stages int8", stages)
-    products = product_lines(PRODUCTS_RECORD, read_json(RECORDS / PRODUCTS_RECORD))
-    texts[SPEED] = between(texts[SPEED], "products", products)
+    for document, marker, make, record in MACHINE_TABLES:
+        texts[document] = between(texts[document], marker, make(record, read_json(RECORDS / record)))
     joules = energy_lines(result_tables.ENERGY, read_json(RECORDS / result_tables.ENERGY))
     texts[RESULTS] = between(texts[RESULTS], "energy", joules)
     for result in result_tables.TABLES:
