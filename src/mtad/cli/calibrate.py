@@ -7,31 +7,39 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtad.cli.energy import add_meter_flag
 from mtad.cli.generate import load_engine
 from mtad.cli.parser import add_common, add_settings, read_evaluation, read_settings
 from mtad.cli.tables import format_table
 from mtad.config import EvaluationOptions, GenerationOptions
 from mtad.errors import ConfigError
+from mtad.results.energy import joule_format
 
 if TYPE_CHECKING:
     from mtad.api import Engine
+    from mtad.energy import EnergyMeter
     from mtad.evaluation.budgets import Budget
-    from mtad.evaluation.calibration import Choice
+    from mtad.evaluation.calibration import Choice, Search
 
 DESCRIPTION = """Search method, threshold, depth and width for the fastest decoding that keeps to a
 budget, and write them as a profile. Traces of a few items are judged at every
 threshold first; the best few are run on half of the items, and the chosen one
-is checked on the other half."""
+is checked on the other half. Joules, where the budget is of energy, are measured in
+windows of their own."""
 
 EXAMPLES = """examples:
   mtad calibrate --data ./data --tasks wikitext --limit 40 --budget "perplexity<=sampling"
   mtad calibrate --data ./data --tasks gsm8k --budget "score within 1%" --profile-out fast.toml
   mtad calibrate --data ./data --tasks wikitext --drafts ./nano ./small ./base
+  mtad calibrate --data ./data --tasks mt_bench --budget "energy<=80% of sampling"
   mtad generate --profile profile.toml "Explain why the sky is blue."
 
-Budgets: "perplexity<=sampling", "score within N%", "lossless", "max speed".
+Budgets: "perplexity<=sampling", "score within N%", "energy<=sampling",
+"energy<=N% of sampling", "joules<=N" (joules a token), "lossless", "max speed".
 """
 HEADINGS = ("items", "task", "perplexity change", "score change", "speed", "budget")
+JOULE_HEADINGS = ("J/token", "of sampling's")
+JOULE_FIGURES = (("joules_per_token", "per_token"), ("joules_ratio", "ratio"))
 
 
 def add_command(commands: Any) -> None:
@@ -53,6 +61,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--drafts", nargs="+", metavar="MODEL", default=[], help="choose among these drafts as well (default: --draft)"
     )
+    add_meter_flag(parser)
     add_settings(parser, EvaluationOptions, "evaluation")
     add_common(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -89,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         named = models if draft is None else replace(models, draft=draft)
         return load_engine(named, GenerationOptions(), color=options.color)
 
+    meter = _open_meter(options.meter, budget)
     search = Search(
         load=load,
         drafts=list(dict.fromkeys(options.drafts)) or [None],
@@ -96,13 +106,34 @@ def run(options: argparse.Namespace) -> int:
         base=generation,
         budget=budget,
         folder=options.out,
-        note=lambda text: print(text, file=sys.stderr),
+        note=_note,
+        meter=meter,
     )
-    choice = calibrate(search)
-    _write(options, choice, budget, {group.task.name: len(group.items) for group in plan.tasks})
+    try:
+        choice = calibrate(search)
+    finally:
+        if meter is not None:
+            meter.close()
+    _write(options, choice, search, {group.task.name: len(group.items) for group in plan.tasks})
     print(f"{choice.entrant.label} -> {options.profile_out}")
-    print(format_table(HEADINGS, _lines(choice)))
+    print(format_table((*HEADINGS, *(JOULE_HEADINGS if budget.needs_meter else ())), _lines(choice)))
     return 0
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _open_meter(name: str, budget: "Budget") -> "EnergyMeter | None":
+    """The meter that a budget of energy needs, which says what it counts; None for other budgets."""
+    if not budget.needs_meter:
+        return None
+    from mtad.energy import open_meter
+
+    meter = open_meter(name)
+    if meter.scopes:
+        _note(meter.describe())
+    return meter
 
 
 def _lines(choice: "Choice") -> list[list[str]]:
@@ -115,10 +146,17 @@ def _lines(choice: "Choice") -> list[list[str]]:
             _shown(row["score_change"], "+.3f"),
             _shown(row["decoding"]["speed_ratio"], ".2f"),
             "kept" if verdict.is_confirmed else "kept by the mean" if verdict.holds else "not kept",
+            *_joule_cells(row),
         ]
         for name, rows, verdict in parts
         for row in rows
     ]
+
+
+def _joule_cells(row: dict[str, Any]) -> list[str]:
+    if (joules := row.get("joules")) is None:
+        return []
+    return [_shown(joules["per_token"], joule_format(joules["per_token"]["value"])), _shown(joules["ratio"], ".2f")]
 
 
 def _shown(estimate: dict[str, float] | None, spec: str) -> str:
@@ -127,7 +165,7 @@ def _shown(estimate: dict[str, float] | None, spec: str) -> str:
     return f"{estimate['value']:{spec}} [{estimate['low']:{spec}}, {estimate['high']:{spec}}]"
 
 
-def _write(options: argparse.Namespace, choice: "Choice", budget: "Budget", tasks: dict[str, int]) -> None:
+def _write(options: argparse.Namespace, choice: "Choice", search: "Search", tasks: dict[str, int]) -> None:
     from mtad.results.files import write_json
     from mtad.results.profile import write_profile
     from mtad.results.provenance import describe_run
@@ -142,7 +180,7 @@ def _write(options: argparse.Namespace, choice: "Choice", budget: "Budget", task
     ours = ("seed", "guard", "compile")
     settings |= {name: value for name, value in others.items() if value != getattr(plain, name) and name not in ours}
     measured = {
-        "budget": budget.text,
+        "budget": search.budget.text,
         "is_confirmed": choice.verdict.is_confirmed,
         "holds_on_unseen": choice.unseen_verdict.holds,
         "is_confirmed_on_unseen": choice.unseen_verdict.is_confirmed,
@@ -167,6 +205,10 @@ def _write(options: argparse.Namespace, choice: "Choice", budget: "Budget", task
                 ("score_change", row["score_change"]),
             )
         }
+        if "joules" in row:
+            measured |= {f"{row['task']}_{name}": row["joules"][key]["value"] for name, key in JOULE_FIGURES}
+    if search.meter is not None:
+        measured["meter"] = search.meter.describe()
     write_profile(options.profile_out, settings, measured)
     guesses = [asdict(guess) for guess in choice.guesses]
     record = {"kind": "calibrate", "schema": 1, "run": run_facts, "settings": settings, "measured": measured}

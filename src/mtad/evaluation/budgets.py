@@ -6,8 +6,21 @@ from typing import Any, Literal
 
 from mtad.errors import ConfigError
 
-_SCORE = re.compile(r"score within (\d+(?:\.\d+)?) ?%")
-Kind = Literal["perplexity", "score", "lossless", "speed"]
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_SCORE = re.compile(rf"score within {_NUMBER} ?%")
+_ENERGY = re.compile(rf"energy ?<= ?(?:{_NUMBER} ?% ?of )?sampling")
+_JOULES = re.compile(rf"joules ?<= ?{_NUMBER}")
+KNOWN = (
+    "perplexity<=sampling",
+    "score within N%",
+    "energy<=sampling",
+    "energy<=N% of sampling",
+    "joules<=N",
+    "lossless",
+    "max speed",
+)
+"""Budgets as they are spelled."""
+Kind = Literal["perplexity", "score", "energy", "joules", "lossless", "speed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,15 +28,21 @@ class Budget:
     """A limit on what a faster method may cost.
 
     Attributes:
-        kind: `perplexity` (not above single-token sampling's), `score` (not below its by more than `slack`),
-            `lossless` (a rule that keeps the target's law) or `speed` (no limit).
-        slack: Share of the baseline's score.
+        kind: `perplexity` (not above single-token sampling's), `score` (not below its by more than `limit`), `energy`
+            (joules a token, not above `limit` of its), `joules` (the same, not above `limit`), `lossless` (a rule that
+            keeps the target's law) or `speed` (no limit).
         text: As it was asked for.
+        limit: Share of the baseline's score or joules, or joules a token.
     """
 
     kind: Kind
     text: str
-    slack: float = 0.0
+    limit: float = 0.0
+
+    @property
+    def needs_meter(self) -> bool:
+        """Whether joules must be counted."""
+        return self.kind in ("energy", "joules")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +63,17 @@ def parse_budget(text: str) -> Budget:
     if plain.replace(" ", "") == "perplexity<=sampling":
         return Budget(kind="perplexity", text=plain)
     if found := _SCORE.fullmatch(plain):
-        return Budget(kind="score", text=plain, slack=float(found.group(1)) / 100)
+        return Budget(kind="score", text=plain, limit=float(found.group(1)) / 100)
+    if found := _ENERGY.fullmatch(plain):
+        return Budget(kind="energy", text=plain, limit=float(found.group(1) or 100) / 100)
+    if found := _JOULES.fullmatch(plain):
+        return Budget(kind="joules", text=plain, limit=float(found.group(1)))
     if plain == "lossless":
         return Budget(kind="lossless", text=plain)
     if plain == "max speed":
         return Budget(kind="speed", text=plain)
-    raise ConfigError(
-        f"budget must be 'perplexity<=sampling', 'score within N%', 'lossless' or 'max speed', got {text!r}"
-    )
+    known = ", ".join(map(repr, KNOWN[:-1]))
+    raise ConfigError(f"budget must be {known} or {KNOWN[-1]!r}, got {text!r}")
 
 
 def judge(budget: Budget, rows: list[dict[str, Any]], baseline: list[dict[str, Any]], *, is_lossless: bool) -> Verdict:
@@ -59,17 +81,23 @@ def judge(budget: Budget, rows: list[dict[str, Any]], baseline: list[dict[str, A
 
     Args:
         budget: The limit.
-        rows: The contender's rows, one a task, as JSON has them.
+        rows: The contender's rows, one a task, as JSON has them; for a budget of energy with `joules`.
         baseline: Those of single-token sampling.
         is_lossless: Whether the contender's rule keeps the target's law, which no sample can show.
     """
+    if budget.needs_meter:
+        figure = "ratio" if budget.kind == "energy" else "per_token"
+        spent = [row["joules"][figure] for row in rows]
+        return Verdict(
+            all(item["value"] <= budget.limit for item in spent), all(item["high"] <= budget.limit for item in spent)
+        )
     if is_lossless or budget.kind in ("lossless", "speed"):
         is_kept = is_lossless or budget.kind == "speed"
         return Verdict(is_kept, is_kept)
     if budget.kind == "perplexity":
         changes = [row["decoding"]["perplexity_change"] for row in rows]
         return Verdict(all(change["value"] <= 0 for change in changes), all(change["high"] <= 0 for change in changes))
-    allowed = {row["task"]: -budget.slack * row["score"]["value"] for row in baseline if row["score"] is not None}
+    allowed = {row["task"]: -budget.limit * row["score"]["value"] for row in baseline if row["score"] is not None}
     pairs = [(row["score_change"], allowed[row["task"]]) for row in rows if row["task"] in allowed]
     if not pairs:
         raise ConfigError("a budget on scores needs a task with scores; name another task, or a budget on perplexity")

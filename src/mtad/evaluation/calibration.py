@@ -10,8 +10,10 @@ from mtad.api import Engine, PromptFormat
 from mtad.api.contenders import parse_contenders
 from mtad.api.rejudging import judge_again
 from mtad.config import GenerationOptions
+from mtad.energy import EnergyMeter, join_reasons
 from mtad.errors import ConfigError
 from mtad.evaluation.budgets import Budget, Verdict, judge
+from mtad.evaluation.joules import measure_joules
 from mtad.evaluation.plan import Entrant, EvaluationPlan, TaskItems
 from mtad.evaluation.running import LoadEngine, run_evaluation
 from mtad.results.comparison import BASELINE
@@ -89,6 +91,7 @@ class Search:
         budget: What must hold.
         folder: Gets the runs, in `chosen_on` and `checked_on`.
         note: Called as things get done.
+        meter: Counts joules where the budget is of energy.
     """
 
     load: LoadEngine
@@ -98,6 +101,7 @@ class Search:
     budget: Budget
     folder: Path
     note: Note
+    meter: EnergyMeter | None = None
 
 
 def calibrate(search: Search) -> Choice:
@@ -106,25 +110,33 @@ def calibrate(search: Search) -> Choice:
     Traces of a few items are judged at all thresholds first; only the most promising settings are run on all items.
 
     Raises:
-        ConfigError: Too few items, or a budget that the tasks say nothing about.
+        ConfigError: Too few items, a budget that the tasks say nothing about, or one of energy without a counter.
+        EnergyError: The counter failed in a window.
     """
+    if search.budget.needs_meter and (search.meter is None or not search.meter.scopes):
+        raise ConfigError(f"budget {search.budget.text!r} needs joules; {_why_no_joules(search.meter)}")
     if min(len(group.items) for group in search.plan.tasks) < 4:
         raise ConfigError("calibration needs at least 4 items of each task, half of them to check on; raise --limit")
     seen, unseen = (_part(search.plan, first) for first in (0, 1))
     guesses = _guesses(search, seen)
     entrants = _entrants(search, guesses)
-    record = _run(search, seen, entrants, "chosen_on")
-    chosen, verdict = _choose(entrants, record["rows"], search.budget)
-    checked = _run(search, unseen, list(dict.fromkeys([entrants[0], chosen])), "checked_on")
+    rows, models = _run(search, seen, entrants, "chosen_on")
+    chosen, verdict = _choose(entrants, rows, search.budget)
+    checked, _ = _run(search, unseen, list(dict.fromkeys([entrants[0], chosen])), "checked_on")
     return Choice(
         entrant=chosen,
         verdict=verdict,
-        rows=_rows_of(chosen.label, record["rows"]),
-        unseen=_rows_of(chosen.label, checked["rows"]),
-        unseen_verdict=_verdict(chosen, checked["rows"], search.budget),
+        rows=_rows_of(chosen.label, rows),
+        unseen=_rows_of(chosen.label, checked),
+        unseen_verdict=_verdict(chosen, checked, search.budget),
         guesses=guesses,
-        models=record["models"] | {"draft": chosen.draft or record["models"]["draft"]},
+        models=models | {"draft": chosen.draft or models["draft"]},
     )
+
+
+def _why_no_joules(meter: EnergyMeter | None) -> str:
+    reason = "no meter was opened" if meter is None else join_reasons(meter.not_measured)
+    return f"not measured: {reason}; choose another --meter, or a budget on something else"
 
 
 def _part(plan: EvaluationPlan, first: int) -> EvaluationPlan:
@@ -157,7 +169,7 @@ def _guess(
         judgements = []
         for group in plan.tasks:
             trace = Path(name) / f"{group.task.name}.arrow"
-            results = _decode(engine, group, contender.options, trace)
+            results = _decode(engine, plan, group, contender.options, trace=trace)
             seconds += sum(result.stats.decode_s for result in results)
             calls += sum(result.stats.target_calls for result in results)
             judgements.append(judge_again(trace, THRESHOLDS))
@@ -180,17 +192,27 @@ def _sampling(engine: Engine, plan: EvaluationPlan, base: GenerationOptions, not
     (contender,) = parse_contenders([BASELINE], base)
     perplexities: list[float] = []
     for group in plan.tasks:
-        results = _decode(engine, group, contender.options, None)
+        results = _decode(engine, plan, group, contender.options)
         perplexities.append(max(result.stats.perplexity for result in results))
     note("sampled")
     return max(perplexities)
 
 
-def _decode(engine: Engine, group: TaskItems, options: GenerationOptions, trace: Path | None) -> list[Any]:
-    items = group.items[:_NUM_TRACED]
-    changed = replace(options, max_new_tokens=items[0].max_new_tokens, stop=(*options.stop, *items[0].stop))
-    prompts = [item.turns[0] for item in items]
-    return engine.generate(prompts, changed, style=PromptFormat(is_chat=items[0].is_chat), batch_size=1, trace=trace)
+def _decode(
+    engine: Engine,
+    plan: EvaluationPlan,
+    group: TaskItems,
+    options: GenerationOptions,
+    *,
+    part: slice = slice(_NUM_TRACED),
+    batch_size: int = 1,
+    trace: Path | None = None,
+) -> list[Any]:
+    items = group.items[part]
+    length = plan.max_new_tokens or items[0].max_new_tokens
+    changed = replace(options, max_new_tokens=length, stop=(*options.stop, *items[0].stop))
+    prompts, style = [item.turns[0] for item in items], PromptFormat(is_chat=items[0].is_chat)
+    return engine.generate(prompts, changed, style=style, batch_size=batch_size, trace=trace)
 
 
 def _entrants(search: Search, guesses: Sequence[Guess]) -> list[Entrant]:
@@ -220,8 +242,25 @@ def _finalists(guesses: Sequence[Guess], budget: Budget) -> list[tuple[str, str 
     return list(dict.fromkeys((guess.word, guess.draft) for guess in (*ranked, *likeliest)))
 
 
-def _run(search: Search, plan: EvaluationPlan, entrants: Sequence[Entrant], name: str) -> dict[str, Any]:
-    return run_evaluation(search.load, replace(plan, entrants=entrants), search.folder / name, search.note)
+def _run(
+    search: Search, plan: EvaluationPlan, entrants: Sequence[Entrant], name: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and models of a run; where the budget is of energy, the rows with `joules`."""
+    record = run_evaluation(search.load, replace(plan, entrants=entrants), search.folder / name, search.note)
+    rows: list[dict[str, Any]] = record["rows"]
+    if search.budget.needs_meter:
+        assert search.meter is not None
+
+        def opened(entrant: Entrant) -> Callable[[TaskItems, slice], int]:
+            engine, options = search.load(entrant.draft), entrant.contender.options
+            return lambda group, part: sum(
+                answer.stats.num_tokens
+                for answer in _decode(engine, plan, group, options, part=part, batch_size=plan.options.batch_size)
+            )
+
+        found = measure_joules(entrants, plan.tasks, opened, search.meter, search.note)
+        rows = [row | {"joules": found[row["task"], row["contender"]]} for row in rows]
+    return rows, record["models"]
 
 
 def _choose(entrants: Sequence[Entrant], rows: list[dict[str, Any]], budget: Budget) -> tuple[Entrant, Verdict]:

@@ -1,9 +1,11 @@
 """The command line over a tiny engine, in this process."""
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -106,3 +108,14 @@ def only_sentence(outcome: Outcome, *parts: str) -> None:
     assert lines[0].startswith("mtad")
     for part in parts:
         assert part in lines[0]
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> str:
+    """A counter of constant power, 200 W of the GPU and 50 W of the CPU package, that ticks every millisecond."""
+    watts = {"gpu": 200.0, "cpu_package": 50.0}
+    path = tmp_path / "counter.json"
+    seconds = [tick / 1000 for tick in range(1001)]
+    joules = {scope: [power * moment for moment in seconds] for scope, power in watts.items()}
+    path.write_text(json.dumps({"seconds": seconds, "joules": joules}))
+    return f"replay:{path}"

@@ -66,6 +66,37 @@ def test_the_draft_is_chosen_too(command: RunCommand, data: Path, tmp_path: Path
     assert found["measured"]["draft"] == found["settings"]["draft"]
 
 
+def test_joules_are_measured_where_the_budget_is_of_energy(
+    command: RunCommand, data: Path, tmp_path: Path, recording: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtad.energy.meter.MINIMUM_WINDOW_S", 0.05)
+    profile = tmp_path / "frugal.toml"
+    words = ("--tasks", "wikitext", "--max-new-tokens", "6", "--budget", "joules<=1000", "--profile-out", str(profile))
+    outcome = command("calibrate", "--data", str(data), *words, "--out", str(tmp_path / "run"), "--meter", recording)
+    assert outcome.status == 0, outcome.err
+    assert "energy of GPU + CPU package, replayed from a recording" in outcome.err
+    assert outcome.err.count("measured joules on wikitext") == 2
+    assert "J/token" in outcome.out
+    assert outcome.out.count(" kept ") == 2
+    measured = tomllib.loads(profile.read_text())["measured"]
+    assert measured["meter"].startswith("energy of GPU + CPU package, replayed")
+    assert 0 < measured["wikitext_joules_per_token"] < 1000
+    assert measured["wikitext_joules_ratio"] > 0
+    refused = command(
+        "calibrate", "--data", str(data), *words[:4], "--budget", "joules<=0", "--meter", recording, "--out",
+        str(tmp_path / "run"),
+    )  # fmt: skip
+    assert refused.status == 2
+    assert "no candidate keeps to the budget 'joules<=0'" in refused.err
+
+
+def test_a_budget_of_energy_needs_a_counter(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    words = ("--tasks", "wikitext", "--budget", "energy<=80% of sampling", "--meter", "none")
+    outcome = command("calibrate", "--data", str(data), *words, "--out", str(tmp_path / "x"))
+    only_sentence(outcome, "needs joules; not measured: no meter was asked for", "choose another --meter")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_score_budget_needs_scores(command: RunCommand, data: Path, tmp_path: Path) -> None:
     words = (
         "--tasks",

@@ -18,7 +18,6 @@ from mtad.report.building import build_report
 from mtad.report.loading import load_record
 
 SHORT = ("--new-tokens", "4", "--repeats", "2", "--window", "0.05", "--gamma", "2", "--beam-width", "2")
-WATTS = {"gpu": 200.0, "cpu_package": 50.0}
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +31,6 @@ def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "MINIMUM_WINDOW_S", 0.05)
     monkeypatch.setattr(energy, "WINDOW", replace(energy.WINDOW, minimum=0))
     monkeypatch.setattr(bench_energy, "UNMEASURED_PHASE_S", 0.01)
-
-
-@pytest.fixture
-def recording(tmp_path: Path) -> str:
-    """A counter of constant power that ticks every millisecond."""
-    path = tmp_path / "counter.json"
-    seconds = [tick / 1000 for tick in range(1001)]
-    joules = {scope: [watts * moment for moment in seconds] for scope, watts in WATTS.items()}
-    path.write_text(json.dumps({"seconds": seconds, "joules": joules}))
-    return f"replay:{path}"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -38,6 +38,23 @@ def test_scores_may_fall_by_so_many_percent() -> None:
     assert not judge(budget, [row((0, 0, 0), 0.46, -0.04)], base, is_lossless=False).is_confirmed
 
 
+@pytest.mark.parametrize(
+    ("text", "figure", "limit"),
+    [
+        ("Energy <= sampling", "ratio", 1.0),
+        ("energy<=80% of sampling", "ratio", 0.8),
+        ("joules <= 2.5", "per_token", 2.5),
+    ],
+)
+def test_joules_are_kept_by_the_median_or_by_the_interval(text: str, figure: str, limit: float) -> None:
+    budget = parse_budget(text)
+    assert budget.needs_meter
+    for times, expected in (((0.9, 1.0), (True, True)), ((1.0, 1.1), (True, False)), ((1.01, 1.2), (False, False))):
+        spent = {figure: {"value": times[0] * limit, "high": times[1] * limit}}
+        found = judge(budget, [row((0, 0, 0)) | {"joules": spent}], [], is_lossless=True)
+        assert (found.holds, found.is_confirmed) == expected, "a rule that keeps the law may take any energy"
+
+
 def test_the_other_two() -> None:
     assert not judge(parse_budget("lossless"), [], [], is_lossless=False).holds
     assert judge(parse_budget("max speed"), [], [], is_lossless=False).is_confirmed
