@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import random
 import secrets
 import time
 from collections.abc import Mapping
@@ -68,6 +69,8 @@ class Service:
         self._engine, self._defaults, self._server = engine, defaults, server
         # The engine's thread decodes with its own; a tokenizer is not to be used by two threads.
         self._tokenizer = copy.deepcopy(engine.tokenizer)
+        self._is_seeded = defaults.seed is not None
+        self._seeds = random.Random(defaults.seed) if self._is_seeded else secrets.SystemRandom()
         self._free_compile = engine.resolve(replace(defaults, seed=None)).compile
         self._created = int(time.time())
         self.model = engine.models.options.target
@@ -123,12 +126,13 @@ class Service:
         if body.explain and not body.stream:
             raise ConfigError("explain needs a stream, got stream false; set stream to true")
         changes = body.settings()
+        # A seed of our own is no promise that the text can be repeated.
+        is_promised = self._is_seeded or "seed" in changes
         if self._defaults.guard == "auto":
-            # A seed of our own is no promise that the text can be repeated.
-            changes["guard"] = "off" if "seed" in changes else "on"
+            changes["guard"] = "off" if is_promised else "on"
         if self._defaults.compile == "auto":
-            changes["compile"] = "off" if "seed" in changes else self._free_compile
-        changes.setdefault("seed", secrets.randbelow(1 << 31))
+            changes["compile"] = "off" if is_promised else self._free_compile
+        changes.setdefault("seed", self._seeds.randrange(1 << 31))
         options = replace_settings(self._defaults, changes, "request")
         token_ids = [encode_prompt(self._tokenizer, prompt, _format(kind)) for prompt in prompts]
         note = note_of(http.scope)

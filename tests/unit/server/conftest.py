@@ -45,13 +45,15 @@ def serve() -> Iterator[Serve]:
     """Starts servers that end with the test."""
     started: list[tuple[Running, threading.Thread]] = []
 
-    def start(*, keys: dict[str, str] | None = None, max_rows: int = 8, **limits: Any) -> Running:
+    def start(
+        *, keys: dict[str, str] | None = None, max_rows: int = 8, seed: int | None = None, **limits: Any
+    ) -> Running:
         options = ServerOptions(port=0, **limits)
         listener = listen(options)
         engine = tiny_engine()
         session = SessionOptions(max_rows=max_rows, max_tokens=120, prefill_chunk=16)
         log = ServerLog(options) if options.log_file else None
-        service = Service(engine, GenerationOptions(max_new_tokens=12), session, options, keys or {}, log)
+        service = Service(engine, GenerationOptions(max_new_tokens=12, seed=seed), session, options, keys or {}, log)
         server = make_server(service, options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -70,6 +70,18 @@ def test_a_seed_gives_the_same_text_alone_and_under_load(serve: Serve) -> None:
     assert together == alone * 4
 
 
+def test_a_server_with_a_seed_gives_the_same_texts_in_the_same_order(serve: Serve) -> None:
+    def three(running: Running) -> list[tuple[int, str | None]]:
+        choices = [ask(running).choices[0] for _ in range(3)]
+        return [(choice.mtad["statistics"]["seed"], choice.message.content) for choice in choices]
+
+    first, again, other = (three(serve(seed=seed)) for seed in (5, 5, 6))
+    assert first == again
+    assert not {seed for seed, _ in first} & {seed for seed, _ in other}
+    assert len({seed for seed, _ in first}) == 3
+    assert ask(serve(seed=5), seed=first[1][0]).choices[0].message.content == first[1][1]
+
+
 def test_methods_and_dials_come_with_the_request(serve: Serve) -> None:
     running = serve()
     found = {
