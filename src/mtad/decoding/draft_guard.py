@@ -19,6 +19,7 @@ PROBE_EVERY = 128
 PROBING_SHARE = 0.03
 """Time that trials may lose, as a share of the time without them."""
 _LEAST_WAIT = 32
+_PATIENCE = 2.0
 _MOST_PROBES = 8
 _MARGIN = 1.03
 """How much faster a shallower draft must be expected to be."""
@@ -50,7 +51,8 @@ class DraftGuard:
     and c(d) the seconds of such an iteration, it maximises sum_r E_r(d) / c(d). Only a few depths are used, so that
     there are few shapes. Decoding begins with the draft; an iteration without one is measured soon and then now and
     again; a draft that was shortened is tried again at full depth once the trials have lost at most
-    `PROBING_SHARE` of the time.
+    `PROBING_SHARE` of the time. The next answer begins where the last one ended: at full depth, or, where that did not
+    pay, as deep as was best, its trials booked with those before.
 
     Lossless rules stay lossless: the depth is fixed before the iteration's first draw, by what earlier iterations
     emitted and how long they took. Given that past, an iteration of any depth emits tokens of the target's law, and its
@@ -85,15 +87,19 @@ class DraftGuard:
         self._account = _Account()
 
     def start(self, num_rows: int) -> None:
-        """See `RowPolicy.start`; what was measured before is kept."""
+        """See `RowPolicy.start`; what was measured and decided before is kept."""
         self._rows = []
         self.add_rows(num_rows)
-        self._all_rows.forget(_FORGOTTEN)
-        self._begin_trial()
+        if self._usual == self.gamma:
+            self._begin_trial()
+        elif self._has_paid_for_trials(1):
+            self._try_again()
+        else:
+            self._phase, self.depth = _Phase.STEADY, self._usual
 
     def add_rows(self, count: int) -> None:
         """See `RowPolicy.add_rows`; they begin with what all rows kept so far."""
-        self._rows += [KeptLevels(self._all_rows.rates) for _ in range(count)]
+        self._rows += [self._all_rows.heir() for _ in range(count)]
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """See `RowPolicy.select_rows`."""
@@ -164,7 +170,7 @@ class DraftGuard:
             return self._begin_probe()
         self._usual = self._best_depth(rows)
         if self._usual < self.gamma and self._is_trial_due():
-            self._begin_trial()
+            self._try_again()
         return self._usual
 
     def _is_probe_due(self) -> bool:
@@ -181,9 +187,19 @@ class DraftGuard:
         return 0
 
     def _is_trial_due(self) -> bool:
+        """Within an answer the time is let run on for longer: the next answer may be of another kind."""
+        return self._account.steps_since >= _LEAST_WAIT and self._has_paid_for_trials(_PATIENCE)
+
+    def _has_paid_for_trials(self, times: float) -> bool:
+        """Whether what the last trial lost, so many times over, is a small enough share of the time since."""
         account, plain = self._account, self._costs.cost(0) or 0.0
         lost = account.seconds - account.tokens * plain
-        return account.steps_since >= _LEAST_WAIT and account.seconds_since * PROBING_SHARE >= lost
+        return account.seconds_since * PROBING_SHARE >= times * lost
+
+    def _try_again(self) -> None:
+        self._begin_trial()
+        for row in self._rows:
+            row.forget(_FORGOTTEN)
 
     def _begin_trial(self) -> None:
         self._phase = _Phase.TRIAL
@@ -191,8 +207,6 @@ class DraftGuard:
         self._usual = self.depth = self.gamma
         self._since_probe = 0
         self._account = _Account()
-        for row in self._rows:
-            row.forget(_FORGOTTEN)
 
     def _best_depth(self, rows: Sequence[int]) -> int:
         """The fastest depth not above the usual one, which must be beaten clearly; the usual one where costs lack."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 _MEMORY = 0.96
 _PRIOR_WEIGHT = 2.0
+_MOST_INHERITED = 4.0
 _LEAST_WEIGHT = 0.5
 
 
@@ -19,6 +20,13 @@ class KeptLevels:
     def __init__(self, prior: Sequence[float]) -> None:
         self._kept = [_PRIOR_WEIGHT * rate for rate in prior]
         self._tried = [_PRIOR_WEIGHT for _ in prior]
+
+    def heir(self) -> "KeptLevels":
+        """A row that begins with these rates, which weigh no more than a few drafts of its own."""
+        found = KeptLevels(self.rates)
+        found._tried = [min(max(tried, _PRIOR_WEIGHT), _MOST_INHERITED) for tried in self._tried]
+        found._kept = [rate * tried for rate, tried in zip(self.rates, found._tried, strict=True)]
+        return found
 
     def add(self, num_kept: int, depth: int) -> None:
         """Count a draft of `depth` levels, of which `num_kept` were kept."""
