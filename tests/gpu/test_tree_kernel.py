@@ -147,6 +147,11 @@ def test_a_chunk_of_a_prompt_behind_another() -> None:
     _check(_prefill_batch(2, 40, 33), (4, 2), 64, torch.bfloat16)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="80,000 programs, which the interpreter would run one by one")
+def test_more_rows_than_any_but_the_first_side_of_a_grid_holds() -> None:
+    _check(_prefill_batch(40_000, 1, 1), (2, 2), 16, torch.float32)
+
+
 def test_the_allocated_length_changes_nothing() -> None:
     outputs = []
     for room in (0, 3000):

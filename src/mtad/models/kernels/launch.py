@@ -104,7 +104,7 @@ def tree_attention_kernel(
     partial = output if is_whole else query.new_empty(*places, value_dim, dtype=torch.float32)
     log_mass = output if is_whole else query.new_empty(places, dtype=torch.float32)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        attend_splits[(-(-groups * queries // tiling.rows), rows * key_heads, tiling.splits)](
+        attend_splits[(rows * key_heads * -(-groups * queries // tiling.rows), tiling.splits)](
             query,
             key,
             value,

@@ -83,15 +83,17 @@ def attend_splits(
 ):
     """Attention of one tile of folded queries over one split of the visible slots.
 
-    The grid is (tiles, rows * key heads, splits). Partial outputs are `[splits, rows, heads, queries, value_dim]`
-    float32, each normalised by itself; their log2 masses `[splits, rows, heads, queries]` float32. Where a split sees
-    nothing, its mass is -inf and its output is not written. A split that IS_WHOLE writes the attention itself,
-    `[rows, queries, heads, value_dim]`, and no mass.
+    The grid is (rows * key heads * tiles, splits), for only its first side may exceed 65,535. Partial outputs are
+    `[splits, rows, heads, queries, value_dim]` float32, each normalised by itself; their log2 masses `[splits, rows,
+    heads, queries]` float32. Where a split sees nothing, its mass is -inf and its output is not written. A split that
+    IS_WHOLE writes the attention itself, `[rows, queries, heads, value_dim]`, and no mass.
     """
-    row = (tl.program_id(1) // num_key_heads).to(tl.int64)
-    key_head = (tl.program_id(1) % num_key_heads).to(tl.int64)
-    split, num_splits = tl.program_id(2), tl.num_programs(2)
-    folded = tl.program_id(0) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    num_tiles = tl.cdiv(GROUPS * num_queries, TILE_ROWS)
+    pair = tl.program_id(0) // num_tiles
+    row = (pair // num_key_heads).to(tl.int64)
+    key_head = (pair % num_key_heads).to(tl.int64)
+    split, num_splits = tl.program_id(1), tl.num_programs(1)
+    folded = tl.program_id(0) % num_tiles * TILE_ROWS + tl.arange(0, TILE_ROWS)
     is_query = folded < GROUPS * num_queries
     head = key_head * GROUPS + folded // num_queries
     place = folded % num_queries
@@ -148,7 +150,7 @@ def attend_splits(
     if IS_WHOLE:
         place_out = (row * num_queries + place) * (num_key_heads * GROUPS) + head
     else:
-        num_rows = tl.num_programs(1) // num_key_heads
+        num_rows = tl.num_programs(0) // (num_tiles * num_key_heads)
         place_out = ((split * num_rows + row) * num_key_heads * GROUPS + head) * num_queries + place
         # Clamped, so that the logarithm of nothing is not taken where it is thrown away.
         log_mass = tl.where(has_mass, best + tl.log2(tl.maximum(mass, 1e-37)), float("-inf"))
