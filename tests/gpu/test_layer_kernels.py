@@ -24,7 +24,16 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="neither a CUDA device nor Triton's interpreter"),
 ]
-every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCES), ids=name_dtype)
+# On a device torch multiplies float32.
+OWN_DTYPES = [dtype for dtype in TOLERANCES if DEVICE == "cpu" or dtype.itemsize == 2]
+own_dtypes = pytest.mark.parametrize("dtype", OWN_DTYPES, ids=name_dtype)
 
 
 def draws(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -140,7 +149,7 @@ def own_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product_calls, "MAX_TOKENS", 64)
 
 
-@every_dtype
+@own_dtypes
 @pytest.mark.usefixtures("own_products")
 @pytest.mark.parametrize(
     ("tokens", "outputs", "inputs"), [(1, 64, 128), (5, 77, 384), (17, 64, 2048), (33, 64, 2176), (64, 8, 1152)]
@@ -157,7 +166,7 @@ def test_splits_of_a_product_add_up(tokens: int, outputs: int, inputs: int, dtyp
         assert_near(product.sum(0, dtype=torch.float32).to(dtype), expected)
 
 
-@every_dtype
+@own_dtypes
 @pytest.mark.usefixtures("own_products")
 @pytest.mark.parametrize(("tokens", "neurons"), [(1, 64), (17, 96), (40, 200)])
 def test_a_product_opens_its_gates(tokens: int, neurons: int, dtype: torch.dtype) -> None:
@@ -166,6 +175,16 @@ def test_a_product_opens_its_gates(tokens: int, neurons: int, dtype: torch.dtype
     found = product_calls.multiply_gated(states, weight, None)
     assert found is not None
     assert_near(found, torch.nn.functional.silu(opened) * up)
+
+
+@pytest.mark.usefixtures("own_products")
+def test_products_that_are_not_ours_are_those_of_torch() -> None:
+    dtype = torch.float32 if DEVICE == "cuda" else torch.bfloat16
+    # The interpreter multiplies every dtype, so there the inputs are no multiple of a tile.
+    states, weight = (draws(*shape, 128 if DEVICE == "cuda" else 120, dtype=dtype) for shape in ((1, 3), (64,)))
+    assert product_calls.multiply_gated(states, weight, None) is None
+    product = product_calls.multiply(states, weight, None)
+    assert torch.equal(product, torch.nn.functional.linear(states, weight).unsqueeze(0))
 
 
 def test_splits_of_a_product_cover_its_inputs() -> None:
