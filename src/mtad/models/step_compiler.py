@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -28,6 +29,8 @@ _FAILURES = (
     subprocess.SubprocessError,
 )
 """What a compiler that does not work is known to raise."""
+_SPLIT_SOFTMAX = r"\s*Online softmax is disabled"
+"""What some versions of inductor say of every wide vocabulary on CUDA, where they split the sums instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ def compile_function(function: Callable[..., Any], spec: Spec, shapes: Shapes) -
         found.append(take_apart(function(*arguments), results))
         return tuple(results)
 
+    warnings.filterwarnings("ignore", _SPLIT_SOFTMAX, UserWarning)
     # Programs are made outside of inference mode, whose tensors tracing cannot do with.
     with torch.inference_mode(False), torch.no_grad():
         examples: list[Any] = [

@@ -1,5 +1,6 @@
 """Iterations whose parts between the models' calls are compiled give the tokens of those that run as written."""
 
+import warnings
 from dataclasses import replace
 from itertools import chain
 from threading import Event
@@ -179,6 +180,17 @@ def test_a_compiler_that_fails_is_named_once_and_decoding_goes_on(
     _check_same(asked, _decode(pair, options, ALIKE, machine))
     assert capsys.readouterr().err == "mtad: _mixed runs as it is, for it could not be compiled: no C++ compiler\n"
     assert machine.compiler.num_programs == 0
+
+
+def test_what_inductor_says_of_wide_vocabularies_is_not_passed_on(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def talk(graph: Any, examples: Any) -> Any:
+        warnings.warn("\nOnline softmax is disabled on the fly since Inductor decides to\nsplit", stacklevel=1)
+        return graph
+
+    monkeypatch.setattr("torch._inductor.compile", talk)
+    machine = Machine()
+    _decode(pair, GenerationOptions(method="autoregressive", compile="on"), ALIKE, machine, 1)
+    assert machine.compiler.num_programs > 0
 
 
 def test_a_program_that_fails_is_named_and_left_out(
