@@ -1,12 +1,10 @@
-"""Every Triton kernel compiles for a GPU that is not there, launched as the decoder launches it."""
+"""The Triton kernels of decoding compile for a GPU that is not there, launched as the decoder launches them."""
 
-import os
-from importlib.util import find_spec
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.compiled_kernels import compiled_kernels, needs_compiler
 from tests.tiny_models import tiny_model
 
 from mtad.models.cache import SlotCache
@@ -15,40 +13,13 @@ from mtad.models.kernels.launch import Tiling, tree_attention_kernel
 from mtad.models.kernels.product_calls import multiply, multiply_gated
 from mtad.models.triton_decoder import TritonDecoder
 
-pytestmark = pytest.mark.skipif(
-    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
-    reason="Triton is not there, or interprets its kernels",
-)
-HOPPER = 90
+pytestmark = needs_compiler
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels that were compiled; none of them is run."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    names: list[str] = []
-    run = JITFunction.run
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        # Products are widened for the interpreter alone.
-        widens = {"WIDENS": False} if "WIDENS" in kwargs else {}
-        kernel = run(self, *args, grid=grid, warmup=True, **(kwargs | widens))
-        assert kernel.asm["cubin"]
-        names.append(kernel.metadata.name)
-        return kernel
-
-    fake = SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", HOPPER, 32),
-        # Compiled kernels are kept for each device, and no other test has this one.
-        get_current_device=lambda: 99,
-        get_current_stream=lambda device: 0,
-    )
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(driver, "_active", fake)
-    return names
+def compiled() -> Iterator[list[str]]:
+    with compiled_kernels() as names:
+        yield names
 
 
 def _batch(rows: int, queries: int, num_logits: int) -> ForwardBatch:
