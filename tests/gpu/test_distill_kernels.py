@@ -85,7 +85,7 @@ def test_the_fused_loss_in_chunks(loss: str, monkeypatch: pytest.MonkeyPatch) ->
 def _llama(dtype: torch.dtype, **changes: Any) -> Any:
     sizes = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 61}
     config = LlamaConfig(**(sizes | {"intermediate_size": 80, "num_hidden_layers": 2} | changes))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(config)
     return model.to(DEVICE, dtype).eval()
