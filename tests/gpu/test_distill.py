@@ -21,6 +21,10 @@ pytestmark = [
 ]
 
 
+# Kernels of several models are compiled, and dozens of batches captured.
+takes_long = pytest.mark.timeout(300)
+
+
 @pytest.mark.parametrize("loss", ["kl", "tv", "acceptance"])
 def test_losses_and_gradients_are_those_of_the_cpu(loss: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -52,6 +56,7 @@ def _run(models: ModelOptions, output: Path, note: Any = lambda *_: None, **chan
     return Distillation(models, _options(**changes), [], output, note).run()
 
 
+@takes_long
 @pytest.mark.parametrize("changes", [{}, {"on_policy": 0.5, "vocab": 40, "head_rank": 16}], ids=["plain", "small"])
 def test_a_run_ends_nearer_to_the_target_than_it_began(tmp_path: Path, changes: dict[str, Any]) -> None:
     models = _target(tmp_path / "target")
@@ -62,6 +67,7 @@ def test_a_run_ends_nearer_to_the_target_than_it_began(tmp_path: Path, changes: 
     assert engine.generate("hello", max_new_tokens=8).stats.num_tokens >= 1
 
 
+@takes_long
 def test_sampled_texts_are_the_same_again_after_a_kill(tmp_path: Path) -> None:
     models = _target(tmp_path / "target")
 
@@ -78,6 +84,7 @@ def test_sampled_texts_are_the_same_again_after_a_kill(tmp_path: Path) -> None:
     assert whole.read_bytes() == killed.read_bytes()
 
 
+@takes_long
 def test_several_sizes_learn_at_once_and_go_on_with_their_drafts(tmp_path: Path) -> None:
     models = _target(tmp_path / "target")
     sizes = ("32x1", "64x2")
@@ -89,6 +96,7 @@ def test_several_sizes_learn_at_once_and_go_on_with_their_drafts(tmp_path: Path)
         assert before["overlap"] == pytest.approx(after["overlap"], abs=0.1)
 
 
+@takes_long
 def test_a_bad_number_stops_it_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models, logits = _target(tmp_path / "target"), Teacher.logits
 
