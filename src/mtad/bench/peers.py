@@ -89,7 +89,8 @@ class TransformersPeer:
 
     def run(self, prompts: list[list[int]], workload: SpeedWorkload, seed: int) -> SpeedSample:
         """Decode one batch; torch's own generator is seeded for it and put back afterwards."""
-        with torch.random.fork_rng():
+        device = self.target.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             settings = sampling_settings(workload, *self._filters)
             if self._has_static_cache:
