@@ -13,7 +13,6 @@ from mtad.cli.parser import add_common, add_settings, read_evaluation, read_sett
 from mtad.cli.tables import format_table
 from mtad.config import EvaluationOptions, GenerationOptions
 from mtad.errors import ConfigError
-from mtad.results.energy import joule_format
 
 if TYPE_CHECKING:
     from mtad.api import Engine
@@ -154,6 +153,8 @@ def _lines(choice: "Choice") -> list[list[str]]:
 
 
 def _joule_cells(row: dict[str, Any]) -> list[str]:
+    from mtad.results.energy import joule_format
+
     if (joules := row.get("joules")) is None:
         return []
     return [_shown(joules["per_token"], joule_format(joules["per_token"]["value"])), _shown(joules["ratio"], ".2f")]
