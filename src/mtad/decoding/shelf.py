@@ -1,4 +1,4 @@
-"""Decoders that outlive a call, for what they have captured."""
+"""Decoders that outlive a call, for what they have captured or learnt."""
 
 from collections.abc import Hashable
 from dataclasses import replace
@@ -15,10 +15,11 @@ _MAX_DECODERS = 8
 
 
 class DecoderShelf:
-    """Builds decoders for one pair of models and keeps those that capture their iterations.
+    """Builds decoders for one pair of models and keeps those that capture their iterations or guard their drafts.
 
-    A decoder is handed out again for the same method and shape, whatever the seed and the limits: its next batch then
-    replays what the last one captured. All of them share one scratch memory, and take turns.
+    A decoder that captures or guards is handed out again for the same method and shape, whatever the seed and the
+    limits: its next batch then replays what the last one captured, and begins with what its guard has learnt. All of
+    them share one scratch memory, and take turns.
 
     Args:
         target: The large model.
@@ -47,7 +48,7 @@ class DecoderShelf:
         if shape in self._decoders:
             return self._decoders[shape]
         decoder = build_decoder(options, self._target, self._draft, eos_token_ids, machine=self._machine, **details)
-        if isinstance(decoder, AssistedDecoder) and decoder.loop is not None:
+        if isinstance(decoder, AssistedDecoder) and (decoder.loop is not None or decoder.guard is not None):
             self._decoders[shape] = decoder
             if len(self._decoders) > _MAX_DECODERS:
                 del self._decoders[next(iter(self._decoders))]

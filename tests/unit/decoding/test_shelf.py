@@ -1,4 +1,4 @@
-"""Decoders that capture are handed out again; the others are built anew."""
+"""Decoders that capture or guard are handed out again; the others are built anew."""
 
 from dataclasses import replace
 
@@ -36,6 +36,12 @@ def test_seed_and_limits_do_not_matter(shelf: DecoderShelf) -> None:
 def test_another_shape_is_another_decoder(shelf: DecoderShelf, change: dict[str, object]) -> None:
     first = shelf.decoder(GenerationOptions(), EOS, temperature=1.0)
     assert shelf.decoder(replace(GenerationOptions(), **change), EOS, temperature=1.0) is not first  # type: ignore[arg-type]
+
+
+def test_what_guards_is_handed_out_again_with_what_it_has_learnt(shelf: DecoderShelf) -> None:
+    options = GenerationOptions(cuda_graphs="off", guard="on")
+    first = shelf.decoder(options, EOS, temperature=1.0)
+    assert shelf.decoder(replace(options, seed=3), EOS, temperature=1.0) is first
 
 
 def test_what_does_not_capture_is_built_anew(shelf: DecoderShelf) -> None:
