@@ -206,6 +206,8 @@ class DraftGuard:
         self._trials_left = TRIAL
         self._usual = self.depth = self.gamma
         self._since_probe = 0
+        # A short answer may have ended before its plain steps were measured.
+        self._has_probed = self._costs.cost(0) is not None
         self._account = _Account()
 
     def _best_depth(self, rows: Sequence[int]) -> int:

@@ -184,6 +184,15 @@ def test_a_draft_that_later_answers_agree_with_comes_back() -> None:
     assert play.used[-50:].count(4) > 45
 
 
+def test_an_answer_that_ends_while_a_plain_step_is_measured_leaves_that_to_the_next() -> None:
+    play = Play([0.0], 0.6)
+    while play.guard.depth:
+        play.run(1)
+    play.guard.start(1)
+    play.run(20)
+    assert play.used[-10:] == [0] * 10
+
+
 def test_a_few_refusals_do_not_end_a_draft_that_earlier_answers_agreed_with() -> None:
     play = Play([0.9], 0.2)
     play.run(200)
