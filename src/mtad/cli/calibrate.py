@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
         options.batch_size = 1
     evaluation = read_evaluation(options)
 
+    from mtad.bench.energy import synchronizer
     from mtad.evaluation.budgets import parse_budget
     from mtad.evaluation.calibration import Search, calibrate
     from mtad.evaluation.plan import EvaluationPlan, load_tasks
@@ -92,12 +93,16 @@ def run(options: argparse.Namespace) -> int:
         max_new_tokens=generation.max_new_tokens if "max_new_tokens" in options else None,
     )
 
+    meter = _open_meter(options.meter, budget)
+
     @lru_cache(maxsize=1)
     def load(draft: str | None) -> "Engine":
         named = models if draft is None else replace(models, draft=draft)
-        return load_engine(named, GenerationOptions(), color=options.color)
+        engine = load_engine(named, GenerationOptions(), color=options.color)
+        if meter is not None:
+            meter.synchronize = synchronizer(engine)
+        return engine
 
-    meter = _open_meter(options.meter, budget)
     search = Search(
         load=load,
         drafts=list(dict.fromkeys(options.drafts)) or [None],
