@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from mtad import Engine, GenerationOptions
+from mtad.api.contenders import in_turns
 from mtad.results.files import write_json
 from mtad.results.provenance import describe_run
 
@@ -79,8 +80,7 @@ def throughput(engine: Engine, repeats: int, count: int, max_new_tokens: int) ->
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats):
-        names = [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]
-        for name in names:
+        for name in in_turns([*ways], turn):
             started = perf_counter()
             num_tokens = ways[name]()
             found[name].append(num_tokens / (perf_counter() - started))

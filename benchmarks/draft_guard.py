@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mtad import Engine, GenerationOptions
+from mtad.api.contenders import in_turns
 from mtad.models.transformers_runner import TransformersRunner
 from mtad.results.files import write_json
 from mtad.results.provenance import describe_run
@@ -64,8 +65,7 @@ def measure(engine: Engine, repeats: int, max_new_tokens: int) -> dict[str, list
         other.generate("Hello.", replace(options, max_new_tokens=8))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for turn in range(repeats):
-        names = [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]
-        for name in names:
+        for name in in_turns([*ways], turn):
             chosen, options = ways[name]
             result = chosen.generate(PROMPTS[turn % len(PROMPTS)], replace(options, seed=turn))
             found[name].append(asdict(result.stats))

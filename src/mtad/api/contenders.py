@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mtad.config import (
     METHOD_NAMES,
@@ -20,6 +20,9 @@ from mtad.results.comparison import BASELINE
 _HOST = "mmtad"
 
 
+Entry = TypeVar("Entry")
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One line of a comparison: its label and the settings that make it what it is."""
@@ -32,6 +35,12 @@ class Contender:
         """Whether its rule keeps the target's law; None for methods without a rule."""
         pair = resolve_pair(self.options)
         return None if pair is None else build_rule(pair.verifier, self.options).is_lossless
+
+
+def in_turns(entries: Sequence[Entry], turn: int) -> list[Entry]:
+    """All entries, each turn another one first, so that a machine that slows down or warms up treats all alike."""
+    first = turn % max(len(entries), 1)
+    return [*entries[first:], *entries[:first]]
 
 
 def parse_contenders(words: Sequence[str], base: GenerationOptions) -> list[Contender]:

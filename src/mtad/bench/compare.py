@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mtad.api import Engine, PromptFormat
-from mtad.api.contenders import Contender
+from mtad.api.contenders import Contender, in_turns
 from mtad.errors import ConfigError
 from mtad.results.comparison import SCHEMA, AnswerFigures
 from mtad.results.provenance import describe_run
@@ -106,8 +106,7 @@ def run_comparison(
         note: Called with the contender's label after each of its batches.
     """
     for turn, (seed, start) in enumerate(workload.batches()):
-        first = turn % len(contenders)
-        for contender in [*contenders[first:], *contenders[:first]]:
+        for contender in in_turns(contenders, turn):
             row = record["rows"][contender.label]
             if [seed, start] not in row["batches"]:
                 _run_batch(engine, contender, workload, row, seed, start)

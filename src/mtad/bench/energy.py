@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mtad.api import Engine
-from mtad.api.contenders import Contender
+from mtad.api.contenders import Contender, in_turns
 from mtad.api.phases import open_phases
 from mtad.api.session import BatchSession
 from mtad.bench.arrivals import PATTERNS, Schedule, Served, plan_arrivals, serve, warm_up
@@ -190,8 +190,7 @@ def run_energy(
     done = {(item["workload"], item["contender"], item["repeat"]) for item in record["samples"]}
     for number, workload in enumerate(plan.workloads):
         for repeat in range(plan.repeats):
-            turn = repeat % len(plan.contenders)
-            for contender in [*plan.contenders[turn:], *plan.contenders[:turn]]:
+            for contender in in_turns(plan.contenders, repeat):
                 place = (number, contender.label, repeat)
                 if place not in done:
                     schedule = _schedule(engine, plan, workload, record)

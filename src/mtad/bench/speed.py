@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from mtad.api import Engine
-from mtad.api.contenders import Contender
+from mtad.api.contenders import Contender, in_turns
 from mtad.bench.bandwidth import measure_bandwidth
 from mtad.bench.llama_cpp import LlamaCppPeer
 from mtad.bench.llama_cpp_server import IsolatedServer
@@ -188,8 +188,7 @@ def run_speed(
     for number, workload in enumerate(workloads):
         served = _served(runners, workload, record)
         for repeat in range(-1, repeats):
-            turn = max(repeat, 0) % max(len(served), 1)
-            for label in [*served[turn:], *served[:turn]]:
+            for label in in_turns(served, max(repeat, 0)):
                 is_wanted = repeat < 0 or (number, label, repeat) not in done
                 if is_wanted:
                     prompts = build_prompts(engine.tokenizer, workload, max(repeat, 0))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mtad.api import Engine, Prompt
+from mtad.api.contenders import in_turns
 from mtad.config import DistillOptions, GenerationOptions, ModelOptions
 from mtad.distill.cost_model import PairCosts, best_length, expected_tokens, measure_costs, predicted_speedup
 from mtad.distill.pairing import load_pair, pair_overlap
@@ -137,10 +138,9 @@ def measure_methods(
     labels = list(methods)
     limit = models.target.max_positions or 2**30
     for repeat in range(-1, effort.repeats):
-        turn = max(repeat, 0) % len(labels)
         prompt = prompts[max(repeat, 0) % len(prompts)]
         count = max(min(effort.new_tokens, limit - len(prompt) - 1), 1)
-        for label in [*labels[turn:], *labels[:turn]]:
+        for label in in_turns(labels, max(repeat, 0)):
             options = replace(methods[label], seed=max(repeat, 0), max_new_tokens=count, ignore_eos=True)
             (result,) = engine.generate([prompt], options)
             if repeat >= 0:

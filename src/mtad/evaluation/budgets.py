@@ -87,20 +87,23 @@ def judge(budget: Budget, rows: list[dict[str, Any]], baseline: list[dict[str, A
     """
     if budget.needs_meter:
         figure = "ratio" if budget.kind == "energy" else "per_token"
-        spent = [row["joules"][figure] for row in rows]
-        return Verdict(
-            all(item["value"] <= budget.limit for item in spent), all(item["high"] <= budget.limit for item in spent)
-        )
+        return _stay_below(budget.limit, [row["joules"][figure] for row in rows])
     if is_lossless or budget.kind in ("lossless", "speed"):
         is_kept = is_lossless or budget.kind == "speed"
         return Verdict(is_kept, is_kept)
     if budget.kind == "perplexity":
-        changes = [row["decoding"]["perplexity_change"] for row in rows]
-        return Verdict(all(change["value"] <= 0 for change in changes), all(change["high"] <= 0 for change in changes))
+        return _stay_below(0, [row["decoding"]["perplexity_change"] for row in rows])
     allowed = {row["task"]: -budget.limit * row["score"]["value"] for row in baseline if row["score"] is not None}
     pairs = [(row["score_change"], allowed[row["task"]]) for row in rows if row["task"] in allowed]
     if not pairs:
         raise ConfigError("a budget on scores needs a task with scores; name another task, or a budget on perplexity")
     return Verdict(
         all(change["value"] >= limit for change, limit in pairs), all(change["low"] >= limit for change, limit in pairs)
+    )
+
+
+def _stay_below(limit: float, estimates: list[dict[str, float]]) -> Verdict:
+    return Verdict(
+        all(estimate["value"] <= limit for estimate in estimates),
+        all(estimate["high"] <= limit for estimate in estimates),
     )

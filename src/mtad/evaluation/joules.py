@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtad.api.contenders import in_turns
 from mtad.energy import EnergyMeter, EnergyReading
 from mtad.errors import EnergyError
 from mtad.evaluation.plan import Entrant, TaskItems
@@ -57,8 +58,7 @@ def measure_joules(
         meter.measure_idle()
         for group in groups:
             for turn, part in enumerate(_parts(len(group.items))):
-                first = turn % len(taking)
-                for entrant in (*taking[first:], *taking[:first]):
+                for entrant in in_turns(taking, turn):
                     joules = _window(decoders[entrant.label], group, part, meter)
                     spent.setdefault((group.task.name, entrant.label), []).append(joules)
             note(f"measured joules on {group.task.name}" + ("" if draft is None else f" with {Path(draft).name}"))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtad.api.contenders import Contender
+from mtad.api.contenders import Contender, in_turns
 from mtad.config import EvaluationOptions
 from mtad.errors import ConfigError
 from mtad.evaluation.items import Item, Task, spread
@@ -68,9 +68,8 @@ class EvaluationPlan:
             for seed in range(self.first_seed, self.first_seed + self.options.num_seeds):
                 taking = [one for one in entrants if seed in one.seeds(self.first_seed, self.options.num_seeds)]
                 for start in range(0, len(group.items), self.options.batch_size):
-                    first = turn % max(len(taking), 1)
+                    yield group, start, seed, in_turns(taking, turn)
                     turn += 1
-                    yield group, start, seed, [*taking[first:], *taking[:first]]
 
     def drafts(self) -> list[str | None]:
         """The drafts, each once."""

@@ -69,8 +69,7 @@ class Service:
         self._engine, self._defaults, self._server = engine, defaults, server
         # The engine's thread decodes with its own; a tokenizer is not to be used by two threads.
         self._tokenizer = copy.deepcopy(engine.tokenizer)
-        self._is_seeded = defaults.seed is not None
-        self._seeds = random.Random(defaults.seed) if self._is_seeded else secrets.SystemRandom()
+        self._seeds = secrets.SystemRandom() if defaults.seed is None else random.Random(defaults.seed)
         self._free_compile = engine.resolve(replace(defaults, seed=None)).compile
         self._created = int(time.time())
         self.model = engine.models.options.target
@@ -127,7 +126,7 @@ class Service:
             raise ConfigError("explain needs a stream, got stream false; set stream to true")
         changes = body.settings()
         # A seed of our own is no promise that the text can be repeated.
-        is_promised = self._is_seeded or "seed" in changes
+        is_promised = self._defaults.seed is not None or "seed" in changes
         if self._defaults.guard == "auto":
             changes["guard"] = "off" if is_promised else "on"
         if self._defaults.compile == "auto":
