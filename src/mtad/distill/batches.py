@@ -5,6 +5,7 @@ import torch
 from mtad.config import DistillOptions
 from mtad.config.distillation import CPU_BATCH_TOKENS, CPU_SAMPLING_BATCH, CUDA_BATCH_TOKENS, CUDA_SAMPLING_BATCH
 from mtad.distill.fast_sampling import samples_fast
+from mtad.models.cached_rows import captured_slots
 from mtad.models.runner import ModelRunner
 
 _CACHE_SHARE = 0.35
@@ -26,7 +27,7 @@ def choose_batches(target: ModelRunner, options: DistillOptions) -> dict[str, in
 
 def _texts_that_fit(target: ModelRunner, options: DistillOptions) -> int:
     memory = torch.cuda.get_device_properties(target.device).total_memory
-    text_bytes = (options.prompt_tokens + options.answer_tokens + 2) * target.slot_bytes
+    text_bytes = captured_slots(options.prompt_tokens + options.answer_tokens + 1) * target.slot_bytes
     count = CUDA_SAMPLING_BATCH
     while count > _FEWEST_TEXTS and count * text_bytes > _CACHE_SHARE * memory:
         count //= 2

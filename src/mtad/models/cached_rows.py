@@ -17,6 +17,11 @@ _KEPT_SLOTS = 4096
 """Such a cache of up to so many slots is used again for prompts of any length."""
 
 
+def captured_slots(capacity: int) -> int:
+    """Slots of a cache that captured calls read, for so many tokens and the waste bin."""
+    return -(-(capacity + 1) // SLOT_STEP) * SLOT_STEP
+
+
 @dataclass(slots=True)
 class CacheUse:
     """How a cache is used at the moment; runners that wrap one another share it.
@@ -151,7 +156,7 @@ class CachedRows(ABC):
 
     def _slots_for(self, capacity: int) -> int:
         """Slots of a new cache for so many tokens and the waste bin."""
-        return -(-(capacity + 1) // SLOT_STEP) * SLOT_STEP if self.can_be_captured else capacity + 1
+        return captured_slots(capacity) if self.can_be_captured else capacity + 1
 
     def _slots_at_hand(self, batch_size: int) -> int:
         """Slots per row of a cache of so many rows that can be used again, 0 for none."""

@@ -28,7 +28,7 @@ _FAILURES = (
     AssertionError,
     subprocess.SubprocessError,
 )
-"""What a compiler that does not work is known to raise."""
+"""What a program that does not work is known to raise in its first run."""
 _SPLIT_SOFTMAX = r"\s*Online softmax is disabled"
 """What some versions of inductor say of every wide vocabulary on CUDA, where they split the sums instead."""
 
@@ -148,7 +148,8 @@ class StepCompiler:
     def _make(self, wanted: _Wanted) -> _Made:
         try:
             return compile_function(wanted.function, wanted.spec, wanted.shapes)
-        except _FAILURES as error:
+        # Whatever a compiler raises, the function runs as it is; a thread that died of it would be waited for in vain.
+        except Exception as error:  # noqa: BLE001
             self._note_failure(wanted.function, error)
             return _Made(None)
 

@@ -28,12 +28,15 @@ class TranslatedRunner(WrappedRunner):
         draft_ids = vocabulary.draft_ids.to(inner.device)
         self._fed_ids = vocabulary.fed_ids.to(inner.device)
         self._shared = (draft_ids >= 0).nonzero().squeeze(1)
-        self._columns = draft_ids[self._shared]
+        columns = draft_ids[self._shared]
+        is_in_order = torch.equal(columns, torch.arange(inner.vocab_size, device=inner.device))
+        self._columns = None if is_in_order else columns
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See `ModelRunner.forward`; -inf for tokens the draft does not have."""
         logits = self.inner.forward(replace(batch, tokens=self._fed_ids[batch.tokens]))
         # Selecting in the last of several dimensions is slow on the CPU; gathering and copying there is not.
-        shared = logits.gather(-1, self._columns.expand(*logits.shape[:-1], -1))
+        if self._columns is not None:
+            logits = logits.gather(-1, self._columns.expand(*logits.shape[:-1], -1))
         whole = logits.new_full((*logits.shape[:-1], self.vocab_size), -torch.inf)
-        return whole.index_copy_(-1, self._shared, shared)
+        return whole.index_copy_(-1, self._shared, logits)

@@ -73,7 +73,8 @@ def render_provenance(record: Record) -> str:
     }
     items = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items() if value)
     continued = record.document.get("continued", [])
-    note = f'<p class="soft">Gone on with {len(continued)} times.</p>' if continued else ""
+    times = "once" if len(continued) == 1 else f"{len(continued)} times"
+    note = f'<p class="soft">Gone on with {times}.</p>' if continued else ""
     return f"<dl>{items}</dl>{note}"
 
 

@@ -167,6 +167,26 @@ def test_programs_come_into_use_between_iterations_and_captures_are_renewed(
     _check_same(outcomes, _decode(pair, options, ALIKE, Machine(), 8))
 
 
+def test_a_compiler_in_the_background_that_dies_of_something_strange_is_not_waited_for(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(graph: Any, examples: Any) -> Any:
+        raise ArithmeticError("strange")
+
+    monkeypatch.setattr("torch._inductor.compile", die)
+    options = GenerationOptions(method="mmtad", gamma=3, beam_width=3)
+    built = build_decoder(options, *pair, frozenset({EOS}), temperature=1.0)
+    assert isinstance(built, AssistedDecoder)
+    compiler = StepCompiler(in_background=True)
+    decoder = AssistedDecoder(built.target, built.drafter, built.verifier, compiler=compiler)
+    decoder.prefill(PROMPTS[:1], ALIKE, [60])
+    outcomes = [decoder.step([True])]
+    compiler.wait()
+    outcomes += [decoder.step([True]) for _ in range(2)]
+    assert (compiler.num_programs, capsys.readouterr().err.count("strange")) == (0, 1)
+    _check_same(outcomes, _decode(pair, options, ALIKE, Machine(), 3))
+
+
 def test_a_compiler_that_fails_is_named_once_and_decoding_goes_on(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
