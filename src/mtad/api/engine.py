@@ -1,6 +1,5 @@
 """The engine: loads a pair of models and decodes with any method."""
 
-import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
@@ -14,6 +13,7 @@ from mtad.api.memory import CacheSize, memory_errors
 from mtad.api.prompts import Prompt, PromptFormat, encode_prompt
 from mtad.api.requests import RequestReader
 from mtad.api.session import BatchSession
+from mtad.api.streams import in_order, in_worker_thread
 from mtad.config import GenerationOptions, ModelOptions, SessionOptions, replace_settings
 from mtad.decoding import (
     BatchRoom,
@@ -99,7 +99,7 @@ class Engine:
         """
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         found = {piece.row: piece.result for piece in self.stream(batch, options, **changes) if piece.result}
-        return _in_order(found, prompts)
+        return in_order(found, prompts)
 
     def stream(
         self,
@@ -196,26 +196,15 @@ class Engine:
             async for piece in pieces:
                 if piece.result is not None:
                     found[piece.row] = piece.result
-        return _in_order(found, prompts)
+        return in_order(found, prompts)
 
     async def stream_async(
         self, prompts: str | Sequence[Prompt], options: GenerationOptions | None = None, **changes: Any
     ) -> AsyncGenerator[Piece, None]:
         """`stream` in a worker thread, one iteration at a time; closing it stops the work."""
-        pieces = self.stream(prompts, options, **changes)
-        step: asyncio.Future[Piece | None] | None = None
-        try:
-            while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
-                piece = await asyncio.shield(step)
-                if piece is None:
-                    break
+        async with aclosing(in_worker_thread(self.stream(prompts, options, **changes))) as pieces:
+            async for piece in pieces:
                 yield piece
-        finally:
-            if step is not None:
-                # A cancelled caller leaves its iteration running, and a running generator cannot be closed.
-                await asyncio.gather(step, return_exceptions=True)
-            pieces.close()
 
     def resolve(self, options: GenerationOptions) -> GenerationOptions:
         """Fill what is open: sampling from the model's generation config, else 1.0 / top-k 10 / top-p 0.9; exit layers.
@@ -264,20 +253,16 @@ class Engine:
         )
         config = self.settings_record(options)
         facts = RunFacts(method=options.method, config=config, gamma=decoder.gamma)
-
         longest = max(len(request.prompt) + request.limits.max_new_tokens for request in requests) if requests else 0
         size = CacheSize.of(decoder.states, min(batch_size, len(requests)), longest)
 
         def rolling() -> Generator[Piece, None, None]:
             with self.exclusive(), memory_errors(size):
-                yield from roll_requests(self._rolling_batch(requests, batch_size), requests, options, config)
+                yield from roll_requests(self._rolling_batch(longest, batch_size), requests, options, config)
 
         def pieces() -> Generator[Piece, None, None]:
-            with (
-                self.exclusive(),
-                memory_errors(size),
-                recording(trace, decoder, options, facts, requests) as recorder,
-            ):
+            recorded = recording(trace, decoder, options, facts, requests)
+            with self.exclusive(), memory_errors(size), recorded as recorder:
                 for start in range(0, len(requests), batch_size):
                     batch = requests[start : start + batch_size]
                     if recorder is not None:
@@ -287,9 +272,8 @@ class Engine:
         is_refilled = len(requests) > batch_size and trace is None and resolve_pair(options) is not None
         return rolling() if is_refilled else pieces()
 
-    def _rolling_batch(self, requests: list[Request], batch_size: int) -> RollingBatch:
-        """A batch with room for any of the requests, whose places are taken by the next ones."""
-        longest = max(len(request.prompt) + request.limits.max_new_tokens for request in requests)
+    def _rolling_batch(self, longest: int, batch_size: int) -> RollingBatch:
+        """A batch with room for texts of `longest` tokens, whose places are taken by the next ones."""
         room = BatchRoom(max_rows=batch_size, max_tokens=longest, prefill_chunk=_LIST_CHUNK)
         shelf = RollingShelf(self.models.target, self.models.draft, room, self._token_texts, self._machine)
         return RollingBatch(shelf, room, self._decode)
@@ -300,8 +284,8 @@ class Engine:
 
     def _token_texts(self) -> list[str]:
         """The text of every token by itself."""
-        token_ids = [[token_id] for token_id in range(len(self.tokenizer))]
-        texts: list[str] = self.tokenizer.batch_decode(token_ids, clean_up_tokenization_spaces=False)
+        alone = [[token] for token in range(len(self.tokenizer))]
+        texts: list[str] = self.tokenizer.batch_decode(alone, clean_up_tokenization_spaces=False)
         return texts
 
     @contextmanager
@@ -313,12 +297,3 @@ class Engine:
             yield
         finally:
             self._lock.release()
-
-
-def _in_order(
-    found: dict[int, GenerationResult], prompts: str | Sequence[Prompt]
-) -> GenerationResult | list[GenerationResult]:
-    """Results by row in the order of the prompts; the only one for a text."""
-    if isinstance(prompts, str):
-        return found[0]
-    return [found[row] for row in range(len(prompts))]
