@@ -16,6 +16,7 @@ call of each cost, how near are their distributions, how fast is every method.""
 EXAMPLES = """examples:
   mtad doctor --target FOLDER --draft FOLDER
   mtad doctor --quick
+  mtad doctor --quick --quantization int8
   mtad doctor --target FOLDER --draft FOLDER --json
 
 overlap      mean of sum(min(p, q)) on text of the target, temperature 1, unfiltered
@@ -24,6 +25,7 @@ predicted    tokens of a call by its cost: from the overlap for speculative
              sampling, from the tokens per call for joint rules; without overhead
 measured     tokens/s against the target alone, in turns, the median (range)
 """
+_FLAGS = (*MODEL_FLAGS, "draft", "quantization", "threads")
 HEADINGS = ("method", "tokens/call", "kept %", "predicted", "measured", "(range)")
 
 
@@ -42,7 +44,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="colour of notices")
     group = parser.add_argument_group("models")
     for item in setting_fields(ModelOptions):
-        if item.name in (*MODEL_FLAGS, "draft"):
+        if item.name in _FLAGS:
             add_setting(group, item)
     parser.set_defaults(run=run, parser=parser)
 
@@ -50,7 +52,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     given = vars(options)
-    chosen = {name: given[name] for name in (*MODEL_FLAGS, "draft") if name in given}
+    chosen = {name: given[name] for name in _FLAGS if name in given}
     models = replace_settings(ModelOptions(), chosen, "flags")
     prompts = read_all(options.prompts)
     note(f"loading {models.target} ...", options.color)

@@ -181,6 +181,7 @@ def judge(
 def _settings(options: ModelOptions, fit: str, adapter: str, word: str) -> str:
     method, _, changes = word.partition(":")
     parts = ["mtad generate", f"--target {options.target}{adapter}", f"--draft {options.draft}"]
+    parts += [] if options.quantization == "none" else [f"--quantization {options.quantization}"]
     parts += ["--match-vocabularies intersection"] if fit == "translated" else []
     parts += [f"--method {method}"]
     parts += [f"--{part.replace('_', '-').replace('=', ' ')}" for part in changes.split(",") if part]

@@ -35,6 +35,16 @@ def test_a_pair_of_one_vocabulary(command: RunCommand, tmp_path: Path) -> None:
     assert {"cost", "overlap", "autoregressive", "mtad", "mmtad", "verdict"} <= set(lines)
 
 
+def test_a_pair_with_8_bit_weights(command: RunCommand, tmp_path: Path) -> None:
+    target, draft = _save(tmp_path / "target"), _save(tmp_path / "draft", seed=1)
+    arguments = ("--target", target, "--draft", draft, "--quantization", "int8", "--threads", "1")
+    outcome = command("doctor", *arguments, "--quick", "--json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert (report["models"]["quantization"], report["threads"]) == ("int8", 1)
+    assert 0 < report["overlap"]["value"] < 1
+
+
 def test_a_target_as_its_own_draft(command: RunCommand, tmp_path: Path) -> None:
     target = _save(tmp_path / "target")
     prompts = tmp_path / "prompts.txt"

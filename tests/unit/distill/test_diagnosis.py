@@ -1,5 +1,6 @@
 """Verdicts follow from the figures."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,11 @@ def test_the_command_has_the_settings_of_the_fastest() -> None:
         "mtad generate --target big --draft small --match-vocabularies intersection --method mmtad --gamma 4 "
         "--beam-width 4"
     )
+
+
+def test_the_command_has_the_weights_that_were_measured() -> None:
+    found = judge(replace(OPTIONS, quantization="int8"), "exact", _costs(0.1), 0.5, _figures(1.4))
+    assert "--draft small --quantization int8 --method" in found["command"]
 
 
 def test_a_draft_that_cannot_read_the_tokens_is_replaced() -> None:
