@@ -21,6 +21,15 @@ _LAYER = re.compile(r"\.(layers|h|blocks)\.(\d+)\.")
 _EMBEDDING_SCALE = 0.02
 
 
+def check_beginning(shape: DraftShape, target: Any, init: str, vocabulary: VocabularyMap | None = None) -> None:
+    """Find out before any text is sampled that a draft cannot begin so; arguments and errors as of `begin_draft`."""
+    config = target.config.get_text_config(decoder=True)
+    if init == "layers":
+        _check_layers(shape.layers, config)
+    elif init not in ("pca", "random"):
+        _folder_config(init, int(config.vocab_size), vocabulary)
+
+
 def begin_draft(
     shape: DraftShape,
     target: Any,
@@ -88,6 +97,11 @@ def principal_components(embeddings: Tensor, count: int) -> Tensor:
 
 
 def _from_folder(init: str, vocab_size: int, vocabulary: VocabularyMap | None, device: torch.device) -> Any:
+    config, folder = _folder_config(init, vocab_size, vocabulary), Path(init).expanduser()
+    return load_head(load_causal_model(folder, "draft", config, dtype=torch.float32, device=device), folder)
+
+
+def _folder_config(init: str, vocab_size: int, vocabulary: VocabularyMap | None) -> Any:
     folder = Path(init).expanduser()
     if not folder.is_dir():
         raise ConfigError(
@@ -100,14 +114,13 @@ def _from_folder(init: str, vocab_size: int, vocabulary: VocabularyMap | None, d
         raise ConfigError(
             f"got --init {init} with a vocabulary of {width}, expected the target's {vocab_size}; use --init pca"
         )
-    return load_head(load_causal_model(folder, "draft", config, dtype=torch.float32, device=device), folder)
+    return config
 
 
 def _from_layers(target: Any, count: int) -> Any:
     config = type(target.config).from_dict(target.config.to_dict())
+    _check_layers(count, config)
     available = int(config.num_hidden_layers)
-    if count > available:
-        raise ConfigError(f"got {count} layers for --init layers, expected at most the target's {available}")
     chosen = [round(index * (available - 1) / max(count - 1, 1)) for index in range(count)]
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
@@ -119,3 +132,9 @@ def _from_layers(target: Any, count: int) -> Any:
     }
     draft.load_state_dict(wanted)
     return draft
+
+
+def _check_layers(count: int, config: Any) -> None:
+    available = int(config.num_hidden_layers)
+    if count > available:
+        raise ConfigError(f"got {count} layers for --init layers, expected at most the target's {available}")

@@ -10,7 +10,7 @@ from typing import Any
 from mtad.api import Prompt
 from mtad.config import DistillOptions, ModelOptions
 from mtad.distill.batches import choose_batches
-from mtad.distill.beginnings import begin_draft
+from mtad.distill.beginnings import begin_draft, check_beginning
 from mtad.distill.cost_model import choose_size
 from mtad.distill.evaluation import tokens_per_call
 from mtad.distill.lessons import Classroom, measure_overlap
@@ -69,7 +69,9 @@ class Distillation:
         self.options = self._with_batches(self._with_sizes(options))
         self.prompts = prompts
         self.shapes = [DraftShape.parse(name) for name in self.options.size]
-        check_drafts(self.models, self.shapes, self.options)
+        vocabulary = check_drafts(self.models, self.shapes, self.options)
+        for shape in self.shapes:
+            check_beginning(shape, self.models.target.model, self.options.init_for(shape.name), vocabulary)
 
     def run(self) -> dict[str, Any]:
         """All stages that are not done yet; returns the report, ready for JSON, in the leading process alone."""

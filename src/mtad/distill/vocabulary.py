@@ -22,8 +22,11 @@ from mtad.models.translated_runner import TranslatedRunner
 from mtad.models.trimmed_vocabulary import VOCABULARY_FILE, kept_tokens, load_vocabulary, trim_vocabulary
 
 
-def check_drafts(models: LoadedModels, shapes: Sequence[DraftShape], options: DistillOptions) -> None:
+def check_drafts(models: LoadedModels, shapes: Sequence[DraftShape], options: DistillOptions) -> VocabularyMap | None:
     """Find out before any text is sampled that such drafts cannot be made.
+
+    Returns:
+        Tokens of the drafts, as many as there will be; with `--vocab` others may be chosen once there is text.
 
     Raises:
         ConfigError: As `find_vocabulary`.
@@ -31,10 +34,11 @@ def check_drafts(models: LoadedModels, shapes: Sequence[DraftShape], options: Di
         VocabularyMismatchError: As `find_vocabulary`.
     """
     _check_init(options)
-    find_vocabulary(models, None, options)
+    vocabulary = find_vocabulary(models, None, options)
     for shape in shapes:
         if options.head_rank is not None and options.init in ("pca", "random"):
             _check_rank(options.head_rank, shape.hidden)
+    return vocabulary
 
 
 def _check_init(options: DistillOptions) -> None:

@@ -21,7 +21,7 @@ from mtad.config import DistillOptions
 from mtad.distill.pairing import pair_overlap
 from mtad.distill.pipeline import Distillation
 from mtad.distill.store import Text
-from mtad.errors import ConfigError, DistillError
+from mtad.errors import ConfigError, DistillError, MtadError
 from mtad.models.loading import load_models
 
 
@@ -76,6 +76,26 @@ def test_the_target_s_adapter_writes_and_teaches(target_folder: Path, tmp_path: 
     assert f"with the adapter {tmp_path / 'adapter'}" in (tmp_path / "draft/README.md").read_text()
     with pytest.raises(DistillError, match=r"adapter was '.*' and is None"):
         Distillation(model_options(target_folder), options, ["abc"], tmp_path / "draft", silent)
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ("nowhere", "init must be pca, layers, random or the folder of a draft, got 'nowhere'"),
+        ("layers", "got 9 layers for --init layers"),
+        ("{empty}", "without a config.json"),
+    ],
+)
+def test_a_beginning_that_cannot_be_is_refused_before_any_text_is_sampled(
+    target_folder: Path, tmp_path: Path, init: str, words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    init = init.format(empty=tmp_path / "empty")
+    with pytest.raises(MtadError, match=words):
+        Distillation(
+            model_options(target_folder), quick_options(size=("32x9",), init=init), [], tmp_path / "draft", silent
+        )
+    assert not (tmp_path / "draft/.work/tokens.bin").exists()
 
 
 def test_several_sizes_have_folders_of_their_own(target_folder: Path, tmp_path: Path) -> None:
