@@ -212,5 +212,6 @@ def _predict(options: GenerationOptions, figure: dict[str, Any], overlap: float,
         return 1.0
     if options.method == "speculative":
         return predicted_speedup(expected_tokens(overlap, gamma), costs.draft, costs.verify[gamma], gamma)
-    nodes = gamma * options.beam_width
+    # The winner of the beams is a chain; all of them are a tree of as many nodes a level.
+    nodes = gamma if options.method == "mtad" else gamma * options.beam_width
     return predicted_speedup(figure["tokens_per_call"], costs.draft_level, costs.verify[nodes], gamma)

@@ -42,6 +42,10 @@ def test_a_pair_with_8_bit_weights(command: RunCommand, tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err
     report = json.loads(outcome.out)
     assert (report["models"]["quantization"], report["threads"]) == ("int8", 1)
+    costs, figures = report["costs"], {item["method"]: item for item in report["methods"]}
+    for method, nodes in {"mtad": "3", "mmtad": "9"}.items():
+        cost = costs["verify"][nodes] + 3 * costs["draft_level"]
+        assert figures[method]["predicted_speedup"] == pytest.approx(figures[method]["tokens_per_call"] / cost)
     assert 0 < report["overlap"]["value"] < 1
 
 
