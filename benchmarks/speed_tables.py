@@ -6,8 +6,8 @@ from mtad.results.intervals import Estimate
 from mtad.results.provenance import machine_name
 from mtad.results.speed import SpeedSummary, summarize_speed
 
-OURS = "speculative"
-"""The contender of ours that others are compared with where there is an accelerator."""
+OTHERS = ("speculative", "llama_cpp")
+"""Contenders that all are compared with beside the first peer."""
 
 
 def speed_lines(name: str, record: dict[str, Any]) -> str:
@@ -15,13 +15,19 @@ def speed_lines(name: str, record: dict[str, Any]) -> str:
     has_accelerator = bool(record["run"]["machine"].get("accelerators"))
     headings = ["contender", "tokens/s (95% interval)", "speed", "tokens per call", "perplexity", "prefill, ms"]
     cells = [_cells(item) for item in summarize_speed(record, record["setup"]["peers"][0])]
+    summaries = summarize_speed(record, None)
+    for other in OTHERS:
+        if any(item.label == other for item in summaries):
+            headings.append(f"against `{other}`")
+            for line, item in zip(cells, summarize_speed(record, other), strict=True):
+                line.append(_ratio(item))
     if has_accelerator:
-        headings += [f"against `{OURS}`", "floor"]
-        for line, item in zip(cells, summarize_speed(record, OURS), strict=True):
-            line += [_ratio(item), "" if item.floor_share is None else f"{item.floor_share:.0%}"]
+        headings.append("floor")
+        for line, item in zip(cells, summaries, strict=True):
+            line.append("" if item.floor_share is None else f"{item.floor_share:.0%}")
     if len(_measured(record)) > 1:
         headings.insert(0, "batch")
-        for line, item in zip(cells, summarize_speed(record, None), strict=True):
+        for line, item in zip(cells, summaries, strict=True):
             line.insert(0, str(record["setup"]["workloads"][item.workload]["batch_size"]))
     rows = [headings, ["---"] * len(headings), *cells]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{_caption(name, record)}"
@@ -90,22 +96,6 @@ def iteration_lines(name: str, record: dict[str, Any]) -> str:
         f"Milliseconds an iteration (times the floor); **cost twins** of a random pair, bfloat16, one "
         f"{machine_name(record['run'])}, commit {record['run']['commit'][:7]}: `{record['run']['command']}`"
         f"{' (' + record['note'] + ')' if 'note' in record else ''}. "
-        f"Record: [{name}](../benchmarks/records/{name})."
-    )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
-
-
-def distill_lines(name: str, record: dict[str, Any]) -> str:
-    """What a run of `mtad distill` took and brought, in Markdown."""
-    rows = [["stage", "tokens", "seconds", "tokens/s"], ["---"] * 4]
-    for stage in ("sample", "train"):
-        tokens, seconds = record[stage]["tokens"], record[stage]["seconds"]
-        rows.append([stage, f"{tokens:,}", f"{seconds:.1f}", f"{tokens / seconds:,.0f}"])
-    before, after = record["before"]["overlaps"][0], record["after"]["overlaps"][0]
-    run = record["run"]
-    caption = (
-        f"Overlap on held-out text {before:.3f} before and {after:.3f} after; one {machine_name(run)}, commit "
-        f"{run['commit'][:7]}: `{run['command']}` ({record['note']}). "
         f"Record: [{name}](../benchmarks/records/{name})."
     )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"

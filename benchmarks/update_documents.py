@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import result_tables
+from draft_tables import DOCTORED, distill_lines, doctor_lines, new_draft_lines, training_lines
 from energy_tables import energy_lines
 from speed_tables import (
-    distill_lines,
     guard_lines,
     iteration_lines,
     product_lines,
@@ -102,7 +102,9 @@ MACHINE_TABLES: tuple[tuple[str, str, Callable[[str, dict[str, Any]], str], str]
     (SPEED, "products", product_lines, "cuda_products.json"),
     (SPEED, "guard", guard_lines, "draft_guard.json"),
     (SPEED, "stages int8", stage_lines, "profile_int8.json"),
+    (DRAFTS, "new draft", new_draft_lines, "distill_nano_for_base.json"),
     (DRAFTS, "distill on CUDA", distill_lines, "distill_cuda.json"),
+    (DRAFTS, "training", training_lines, "draft_training.json"),
 )
 """Document, marker, what makes the lines, and their record."""
 RESULTS = "docs/results.md"
@@ -230,6 +232,8 @@ def documents() -> Iterator[tuple[Path, str]]:
         texts[SPEED] = between(texts[SPEED], marker, speed_lines(name, read_json(RECORDS / name)))
     for document, marker, make, record in MACHINE_TABLES:
         texts[document] = between(texts[document], marker, make(record, read_json(RECORDS / record)))
+    examined = doctor_lines({name: read_json(RECORDS / name) for name in DOCTORED})
+    texts[DRAFTS] = between(texts[DRAFTS], "doctor", examined)
     joules = energy_lines(result_tables.ENERGY, read_json(RECORDS / result_tables.ENERGY))
     texts[RESULTS] = between(texts[RESULTS], "energy", joules)
     for result in result_tables.TABLES:
