@@ -1,9 +1,10 @@
 """Tables of drafts: what training took and brought, ways to train compared, pairs examined."""
 
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from markdown_tables import record_link, table
 
 from mtad.results.provenance import machine_name
 
@@ -31,9 +32,9 @@ def distill_lines(name: str, record: dict[str, Any]) -> str:
     caption = (
         f"Overlap on held-out text {before:.3f} before and {after:.3f} after; one {machine_name(run)}, commit "
         f"{run['commit'][:7]}: `{run['command']}` ({record['note']}). "
-        f"Record: [{name}](../benchmarks/records/{name})."
+        f"{record_link(name)}"
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+    return table(rows, caption)
 
 
 def new_draft_lines(name: str, record: dict[str, Any]) -> str:
@@ -48,9 +49,9 @@ def new_draft_lines(name: str, record: dict[str, Any]) -> str:
     caption = (
         f"{record['sample']['tokens']:,} tokens sampled at {rates['sampling_tokens_per_s']:,.0f} a second, "
         f"{record['train']['tokens']:,} trained on at {rates['training_tokens_per_s']:,.0f} a second, {cores} cores of "
-        f"an {machine_name(run)}, commit {run['commit'][:7]}: `{run['command']}`. {_link(name)}"
+        f"an {machine_name(run)}, commit {run['commit'][:7]}: `{run['command']}`. {record_link(name)}"
     )
-    return _table(rows, caption)
+    return table(rows, caption)
 
 
 def training_lines(name: str, record: dict[str, Any]) -> str:
@@ -69,9 +70,9 @@ def training_lines(name: str, record: dict[str, Any]) -> str:
         f"`{settings['size']}` for {target}, "
         f"{float(settings['seconds']):g} s of processor time each for the same {int(settings['tokens']):,} sampled "
         f"tokens, {settings['answers']} answers of 64 tokens; {machine_name(run)}, commit {run['commit'][:7]}. "
-        f"{_link(name)}"
+        f"{record_link(name)}"
     )
-    return _table(rows, caption)
+    return table(rows, caption)
 
 
 def doctor_lines(reports: dict[str, dict[str, Any]]) -> str:
@@ -93,7 +94,7 @@ def doctor_lines(reports: dict[str, dict[str, Any]]) -> str:
         f"{run['machine']['cores']} cores of an {machine_name(run)}, which has no native bfloat16, commit {commits}; "
         f"speeds are those against the target alone, the median (range) of answers in turns. Records: {links}."
     )
-    return _table(rows, caption)
+    return table(rows, caption)
 
 
 def _examined(record: dict[str, Any]) -> list[str]:
@@ -121,11 +122,3 @@ def _mean(seeds: list[dict[str, Any]], figure: str) -> str:
 def _spelled(label: str) -> str:
     method, *settings = label.split(", ")
     return ", ".join([f"`{method}`", *settings])
-
-
-def _link(name: str) -> str:
-    return f"Record: [{name}](../benchmarks/records/{name})."
-
-
-def _table(rows: Iterable[list[str]], caption: str) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from markdown_tables import record_link
+
 from mtad.results.energy import EnergySummary, joule_format, summarize_energy
 from mtad.results.intervals import Estimate
 from mtad.results.provenance import machine_name
@@ -86,5 +88,5 @@ def _caption(name: str, record: dict[str, Any]) -> str:
         f"{twins}{labels[0].upper()}{labels[1:]}; {windows} windows each, counter {meter['backend']} of "
         f"{' and '.join(meter['scopes'])}, draft and score an iteration, each alone in windows of its own; "
         f"{models['dtype']}, {machine_name(run)}, commit {run['commit'][:7]}: `{run['command']}`. "
-        f"Record: [{name}](../benchmarks/records/{name})."
+        f"{record_link(name)}"
     )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from markdown_tables import record_link, table
+
 from mtad.results.intervals import Estimate
 from mtad.results.provenance import machine_name
 from mtad.results.speed import SpeedSummary, summarize_speed
@@ -46,7 +48,7 @@ def _caption(name: str, record: dict[str, Any]) -> str:
         f"{settings['beam_width']} unless told, top-k 10, "
         f"top-p 0.9, {count} prompt{'s' if count > 1 else ''} in turns; "
         f"{weights}{record['models']['dtype']}, {machine}, commit {run['commit'][:7]}. "
-        f"Record: [{name}](../benchmarks/records/{name})."
+        f"{record_link(name)}"
     )
 
 
@@ -72,9 +74,9 @@ def product_lines(name: str, record: dict[str, Any], tokens: tuple[int, ...] = (
     caption = (
         f"Shares of {record['bandwidth'] / 1e12:.2f} TB/s, torch / ours where measured; bfloat16, weights not in the "
         f"cache, one {record['device']}, commit {record['run']['commit'][:7]}: `{record['run']['command']}`. "
-        f"Record: [{name}](../benchmarks/records/{name})."
+        f"{record_link(name)}"
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+    return table(rows, caption)
 
 
 def iteration_lines(name: str, record: dict[str, Any]) -> str:
@@ -96,9 +98,9 @@ def iteration_lines(name: str, record: dict[str, Any]) -> str:
         f"Milliseconds an iteration (times the floor); **cost twins** of a random pair, bfloat16, one "
         f"{machine_name(record['run'])}, commit {record['run']['commit'][:7]}: `{record['run']['command']}`"
         f"{' (' + record['note'] + ')' if 'note' in record else ''}. "
-        f"Record: [{name}](../benchmarks/records/{name})."
+        f"{record_link(name)}"
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+    return table(rows, caption)
 
 
 def stage_lines(name: str, record: dict[str, Any]) -> str:
@@ -116,9 +118,9 @@ def stage_lines(name: str, record: dict[str, Any]) -> str:
         f"to the first contender, the prefill within the rest; "
         f"{workload['new_tokens']} new tokens, batch {workload['batch_size']}, {weights}{record['models']['dtype']}, "
         f"{record['threads']} threads of an {machine_name(run)}, commit {run['commit'][:7]}: `{run['command']}`. "
-        f"Record: [{name}](../benchmarks/records/{name})."
+        f"{record_link(name)}"
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+    return table(rows, caption)
 
 
 def guard_lines(name: str, record: dict[str, Any]) -> str:
@@ -134,7 +136,7 @@ def guard_lines(name: str, record: dict[str, Any]) -> str:
         f"{record['models']['dtype']}, {record['threads']} threads of an {machine_name(run)}, commit "
         f"{run['commit'][:7]}. Record: [{name}](../benchmarks/records/{name})."
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
+    return table(rows, caption)
 
 
 def _twins(models: dict[str, Any]) -> str:

@@ -139,6 +139,15 @@ def _check_compiled(pair: Pair, options: GenerationOptions, rows: list[RowSettin
     assert machine.compiler.num_programs == made
 
 
+def _compiled_in_background(pair: Pair, options: GenerationOptions, **how: Any) -> tuple[AssistedDecoder, StepCompiler]:
+    built = build_decoder(options, *pair, frozenset({EOS}), temperature=1.0)
+    assert isinstance(built, AssistedDecoder)
+    compiler = StepCompiler(in_background=True)
+    decoder = AssistedDecoder(built.target, built.drafter, built.verifier, compiler=compiler, **how)
+    decoder.prefill(PROMPTS[:1], ALIKE, [60])
+    return decoder, compiler
+
+
 def test_programs_come_into_use_between_iterations_and_captures_are_renewed(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,11 +159,7 @@ def test_programs_come_into_use_between_iterations_and_captures_are_renewed(
 
     monkeypatch.setattr("torch._inductor.compile", compile_later)
     options = GenerationOptions(method="mmtad", gamma=3, beam_width=3)
-    built = build_decoder(options, *pair, frozenset({EOS}), temperature=1.0)
-    assert isinstance(built, AssistedDecoder)
-    compiler = StepCompiler(in_background=True)
-    decoder = AssistedDecoder(built.target, built.drafter, built.verifier, capture=record_call, compiler=compiler)
-    decoder.prefill(PROMPTS[:1], ALIKE, [60])
+    decoder, compiler = _compiled_in_background(pair, options, capture=record_call)
     outcomes = [decoder.step([True]) for _ in range(3)]
     assert decoder.loop is not None
     assert (decoder.loop.num_captures, compiler.num_programs) == (1, 0)
@@ -175,11 +180,7 @@ def test_a_compiler_in_the_background_that_dies_of_something_strange_is_not_wait
 
     monkeypatch.setattr("torch._inductor.compile", die)
     options = GenerationOptions(method="mmtad", gamma=3, beam_width=3)
-    built = build_decoder(options, *pair, frozenset({EOS}), temperature=1.0)
-    assert isinstance(built, AssistedDecoder)
-    compiler = StepCompiler(in_background=True)
-    decoder = AssistedDecoder(built.target, built.drafter, built.verifier, compiler=compiler)
-    decoder.prefill(PROMPTS[:1], ALIKE, [60])
+    decoder, compiler = _compiled_in_background(pair, options)
     outcomes = [decoder.step([True])]
     compiler.wait()
     outcomes += [decoder.step([True]) for _ in range(2)]
