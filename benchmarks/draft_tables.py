@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import record_link, table
+from markdown_tables import markdown_table, record_link
 
 from mtad.results.provenance import machine_name
 
@@ -31,10 +31,9 @@ def distill_lines(name: str, record: dict[str, Any]) -> str:
     run = record["run"]
     caption = (
         f"Overlap on held-out text {before:.3f} before and {after:.3f} after; one {machine_name(run)}, commit "
-        f"{run['commit'][:7]}: `{run['command']}` ({record['note']}). "
-        f"{record_link(name)}"
+        f"{run['commit'][:7]}: `{run['command']}` ({record['note']}). {record_link(name)}"
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def new_draft_lines(name: str, record: dict[str, Any]) -> str:
@@ -43,15 +42,14 @@ def new_draft_lines(name: str, record: dict[str, Any]) -> str:
     rows = [[f"`{size}`", "before", "after"], ["---"] * 3]
     for figure in draft["after"]:
         label = "overlap" if figure == "overlap" else f"tokens per call, {_spelled(figure)}"
-        digits = 3 if figure == "overlap" else 2
-        rows.append([label, f"{draft['before'][figure]:.{digits}f}", f"{draft['after'][figure]:.{digits}f}"])
+        rows.append([label, *(_rounded(figure, draft[stage][figure]) for stage in ("before", "after"))])
     rates, run, cores = record["rates"], record["run"], record["run"]["machine"]["cores"]
     caption = (
         f"{record['sample']['tokens']:,} tokens sampled at {rates['sampling_tokens_per_s']:,.0f} a second, "
         f"{record['train']['tokens']:,} trained on at {rates['training_tokens_per_s']:,.0f} a second, {cores} cores of "
         f"an {machine_name(run)}, commit {run['commit'][:7]}: `{run['command']}`. {record_link(name)}"
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def training_lines(name: str, record: dict[str, Any]) -> str:
@@ -72,7 +70,7 @@ def training_lines(name: str, record: dict[str, Any]) -> str:
         f"tokens, {settings['answers']} answers of 64 tokens; {machine_name(run)}, commit {run['commit'][:7]}. "
         f"{record_link(name)}"
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def doctor_lines(reports: dict[str, dict[str, Any]]) -> str:
@@ -94,7 +92,7 @@ def doctor_lines(reports: dict[str, dict[str, Any]]) -> str:
         f"{run['machine']['cores']} cores of an {machine_name(run)}, which has no native bfloat16, commit {commits}; "
         f"speeds are those against the target alone, the median (range) of answers in turns. Records: {links}."
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def _examined(record: dict[str, Any]) -> list[str]:
@@ -113,10 +111,13 @@ def _examined(record: dict[str, Any]) -> list[str]:
 
 
 def _mean(seeds: list[dict[str, Any]], figure: str) -> str:
-    digits = 3 if figure == "overlap" else 2
     values = [row[figure] for row in seeds]
-    each = ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"{statistics.fmean(values):.{digits}f} ({each})"
+    each = ", ".join(_rounded(figure, value) for value in values)
+    return f"{_rounded(figure, statistics.fmean(values))} ({each})"
+
+
+def _rounded(figure: str, value: float) -> str:
+    return f"{value:.3f}" if figure == "overlap" else f"{value:.2f}"
 
 
 def _spelled(label: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from markdown_tables import record_link
+from markdown_tables import markdown_table, record_link
 
 from mtad.results.energy import EnergySummary, joule_format, summarize_energy
 from mtad.results.intervals import Estimate
@@ -31,7 +31,7 @@ def energy_lines(name: str, record: dict[str, Any]) -> str:
     for item in summarize_energy(record):
         place = (workloads[item.workload]["label"],) if has_several else ()
         rows.append(place + _cells(item))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{_caption(name, record)}"
+    return markdown_table(rows, _caption(name, record))
 
 
 def phase_joules(item: EnergySummary) -> float | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 
-def table(rows: Iterable[Sequence[str]], caption: str) -> str:
+def markdown_table(rows: Iterable[Sequence[str]], caption: str) -> str:
     """Lines of cells, headings first, and what was measured below them."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{caption}"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from energy_tables import phase_saving
+from markdown_tables import markdown_table, record_link
 
 from mtad.results.provenance import machine_name
 from mtad.results.speed import summarize_speed
@@ -119,7 +120,7 @@ def result_lines(table: ResultTable, records: Sequence[Record]) -> str:
     cells = [[column.heading for column in columns], ["---"] * len(columns)]
     cells += [[column.cell(row) for column in columns] for row in rows]
     captions = [_caption(record, name) for record, name in zip(records, table.records, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n\n" + "\n".join(captions)
+    return markdown_table(cells, "\n".join(captions))
 
 
 def paper_lines(records: dict[str, Record]) -> str:
@@ -156,5 +157,5 @@ def _caption(record: Record, name: str) -> str:
         f"Gamma {settings['gamma']} and width {settings['beam_width']} unless told, temperature "
         f"{settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}, {limit}batches of "
         f"{record['workload']['batch_size']}, {weights}{models['dtype']}, {machine_name(run)}, commit "
-        f"{run['commit'][:7]}: `{run['command']}`. Record: [{name}](../benchmarks/records/{name})."
+        f"{run['commit'][:7]}: `{run['command']}`. {record_link(name)}"
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from markdown_tables import record_link, table
+from markdown_tables import markdown_table, record_link
 
 from mtad.results.intervals import Estimate
 from mtad.results.provenance import machine_name
@@ -32,7 +32,7 @@ def speed_lines(name: str, record: dict[str, Any]) -> str:
         for line, item in zip(cells, summaries, strict=True):
             line.insert(0, str(record["setup"]["workloads"][item.workload]["batch_size"]))
     rows = [headings, ["---"] * len(headings), *cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{_caption(name, record)}"
+    return markdown_table(rows, _caption(name, record))
 
 
 def _caption(name: str, record: dict[str, Any]) -> str:
@@ -76,7 +76,7 @@ def product_lines(name: str, record: dict[str, Any], tokens: tuple[int, ...] = (
         f"cache, one {record['device']}, commit {record['run']['commit'][:7]}: `{record['run']['command']}`. "
         f"{record_link(name)}"
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def iteration_lines(name: str, record: dict[str, Any]) -> str:
@@ -100,7 +100,7 @@ def iteration_lines(name: str, record: dict[str, Any]) -> str:
         f"{' (' + record['note'] + ')' if 'note' in record else ''}. "
         f"{record_link(name)}"
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def stage_lines(name: str, record: dict[str, Any]) -> str:
@@ -120,7 +120,7 @@ def stage_lines(name: str, record: dict[str, Any]) -> str:
         f"{record['threads']} threads of an {machine_name(run)}, commit {run['commit'][:7]}: `{run['command']}`. "
         f"{record_link(name)}"
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def guard_lines(name: str, record: dict[str, Any]) -> str:
@@ -134,9 +134,9 @@ def guard_lines(name: str, record: dict[str, Any]) -> str:
         f"Tokens/s against single tokens on the same prompts, medians of {count} answers of "
         f"{record['max_new_tokens']} tokens in turns, the target's prefill aside; `mmtad`, gamma 3 and width 3, "
         f"{record['models']['dtype']}, {record['threads']} threads of an {machine_name(run)}, commit "
-        f"{run['commit'][:7]}. Record: [{name}](../benchmarks/records/{name})."
+        f"{run['commit'][:7]}. {record_link(name)}"
     )
-    return table(rows, caption)
+    return markdown_table(rows, caption)
 
 
 def _twins(models: dict[str, Any]) -> str:

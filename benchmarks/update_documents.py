@@ -12,6 +12,7 @@ from typing import Any
 import result_tables
 from draft_tables import DOCTORED, distill_lines, doctor_lines, new_draft_lines, training_lines
 from energy_tables import energy_lines
+from markdown_tables import markdown_table, record_link
 from speed_tables import (
     guard_lines,
     iteration_lines,
@@ -124,7 +125,7 @@ def lines(table: Table, record: dict[str, Any]) -> str:
     """The table in Markdown, with what was measured, on what, and where the record lies."""
     rows = [table.headings, ("---",) * len(table.headings)]
     rows += [table.cells(item, record) for item in summarize(record)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + f"\n\n{_caption(table, record)}"
+    return markdown_table(rows, _caption(table, record))
 
 
 def _caption(table: Table, record: dict[str, Any]) -> str:
@@ -167,7 +168,7 @@ def replay_lines(record: dict[str, Any]) -> str:
         f"Gamma {settings['gamma']}, width {settings['beam_width']}, `top` draws, temperature 1, top-k 10, top-p 0.9, "
         f"{settings['num_prompts']} prompts of MT-Bench, at most {settings['max_new_tokens']} new tokens; "
         f"{record['models']['dtype']} on an {machine['processor']} processor. "
-        f"Record: [{REPLAY_RECORD}](../benchmarks/records/{REPLAY_RECORD})."
+        f"{record_link(REPLAY_RECORD)}"
     )
     return "\n".join(rows) + f"\n\n{caption}"
 
@@ -184,7 +185,7 @@ def load_lines(record: dict[str, Any]) -> str:
         f"{counts} chats of {load['new_tokens']} new tokens at temperature {load['temperature']:g}, {fields}; "
         f"model {record['model']} on {machine['cores']} cores of an {machine['processor']} processor, client "
         f"and server on the same cores, commit {record['run']['commit'][:7]}. "
-        f"Record: [{LOAD_RECORD}](../benchmarks/records/{LOAD_RECORD})."
+        f"{record_link(LOAD_RECORD)}"
     )
     return "\n".join(rows) + f"\n\n{caption}"
 
@@ -213,7 +214,7 @@ def fault_lines(record: dict[str, Any]) -> str:
         rows.append(f"| {' | '.join((item['fault'], item['expected'], item['got'], memory))} |")
     caption = (
         f"Served: {record['target']}, commit {record['run']['commit'][:7]}. Made by `python "
-        f"benchmarks/server_faults.py`. Record: [{FAULTS_RECORD}](../benchmarks/records/{FAULTS_RECORD})."
+        f"benchmarks/server_faults.py`. {record_link(FAULTS_RECORD)}"
     )
     return "\n".join(rows) + f"\n\n{caption}"
 
